@@ -1,0 +1,10 @@
+pub mod clickhouse;
+pub mod config;
+pub mod dead_letters;
+pub mod health;
+pub mod ids;
+pub mod metrics;
+pub mod relay;
+pub mod row;
+pub mod sink;
+pub mod wal;

@@ -1,0 +1,179 @@
+//! The metric catalogue: every series that `GET /metrics` shows, with its labels, in the order in which an event
+//! travels. A metric that is not here does not exist.
+//!
+//! No label takes a value that a sender chooses (no tenant, no path, no id), so the number of series is bounded by this
+//! file. Counters start at zero with the process; durations are in seconds, sizes in bytes.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// From 0.25 ms (an fsync on a good disk) to 16 s (a request that waited through a stall), doubling.
+fn latency_histogram() -> Histogram {
+    Histogram::new((0..17).map(|power| 0.000_25 * f64::from(1_u32 << power)))
+}
+
+/// Label of `requests`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The route's pattern (`/ingest`), never the path as sent.
+    pub route: &'static str,
+    /// HTTP status.
+    pub status: u16,
+}
+
+/// Label of `events`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabels {
+    /// `accepted` or `rejected`.
+    pub outcome: &'static str,
+    /// For rejected events the stable error code, else empty.
+    pub code: &'static str,
+}
+
+/// Label of `errors`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StageLabels {
+    /// `api`, `wal`, `relay`, `source`, `sink`, `clickhouse`.
+    pub stage: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($(#[doc = $help:literal])+ $name:ident: $type:ty $([$unit:expr])? = $make:expr;)+) => {
+        /// Handles of all metrics. Shared by reference; every handle is an atomic or a short lock.
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $name: $type,)+
+        }
+
+        impl Metrics {
+            /// A fresh set, all zero.
+            pub fn new() -> Self {
+                let mut registry = Registry::with_prefix("ingestion");
+                $(
+                    let $name: $type = $make;
+                    // The exposition format ends a help text with a full stop of its own.
+                    let help = concat!($($help),+).trim().trim_end_matches('.');
+                    catalogue!(@register registry, stringify!($name), help, $name.clone() $(, $unit)?);
+                )+
+                Self { registry, $($name,)+ }
+            }
+        }
+    };
+    (@register $registry:ident, $name:expr, $help:expr, $metric:expr) => {
+        $registry.register($name, $help, $metric);
+    };
+    (@register $registry:ident, $name:expr, $help:expr, $metric:expr, $unit:expr) => {
+        $registry.register_with_unit($name, $help, $unit, $metric);
+    };
+}
+
+catalogue! {
+    /// Requests answered, by route and status.
+    requests: Family<RequestLabels, Counter> = Family::default();
+    /// Bytes of request bodies as received, before decompression.
+    request_body: Counter [Unit::Bytes] = Counter::default();
+    /// Bytes of request bodies held in memory now (bounded by limits.in_flight_bytes).
+    request_bodies_in_flight: Gauge [Unit::Bytes] = Gauge::default();
+    /// Events by outcome; rejected ones with the code that the sender was told.
+    events: Family<OutcomeLabels, Counter> = Family::default();
+    /// From the first byte of a request to its 2xx, the fsync included.
+    ack: Histogram [Unit::Seconds] = latency_histogram();
+
+    /// Records in the write-ahead log.
+    wal_records: Gauge = Gauge::default();
+    /// Events in the write-ahead log.
+    wal_events: Gauge = Gauge::default();
+    /// Size of the write-ahead log's files.
+    wal_disk: Gauge [Unit::Bytes] = Gauge::default();
+    /// Free space on the write-ahead log's file system, as last seen.
+    wal_disk_free: Gauge [Unit::Bytes] = Gauge::default();
+    /// Payload bytes committed to the write-ahead log (compressed).
+    wal_committed: Counter [Unit::Bytes] = Counter::default();
+    /// Group commits: each one flush and one fdatasync.
+    wal_commits: Counter = Counter::default();
+    /// Duration of a group commit.
+    wal_commit: Histogram [Unit::Seconds] = latency_histogram();
+    /// Appends refused because the disk quota or the free-space reserve was reached.
+    wal_refused: Counter = Counter::default();
+    /// Records found damaged and set aside.
+    wal_damaged_records: Counter = Counter::default();
+
+    /// Records of the log produced to the broker and acknowledged by it.
+    relay_records: Counter = Counter::default();
+    /// Messages acknowledged by the broker.
+    relay_messages: Counter = Counter::default();
+    /// Events acknowledged by the broker.
+    relay_events: Counter = Counter::default();
+    /// Producers rebuilt after a delivery error or a fatal error.
+    relay_rebuilds: Counter = Counter::default();
+    /// Events in the log that the broker has not acknowledged yet (0 without brokers).
+    relay_lag_events: Gauge = Gauge::default();
+
+    /// Messages read from the broker.
+    source_messages: Counter = Counter::default();
+    /// Events read from the broker or the log, repeats after a restart included.
+    source_events: Counter = Counter::default();
+    /// Offsets that the broker no longer had when they were due: records lost to retention.
+    source_gap_offsets: Counter = Counter::default();
+    /// Rows inserted into ClickHouse and acknowledged.
+    sink_rows: Counter = Counter::default();
+    /// Inserts acknowledged.
+    sink_inserts: Counter = Counter::default();
+    /// Duration of an insert, retries apart.
+    sink_insert: Histogram [Unit::Seconds] = latency_histogram();
+    /// Age of the oldest row of the last stored range when it was stored: received to queryable.
+    sink_lag: Gauge<f64, std::sync::atomic::AtomicU64> [Unit::Seconds] = Gauge::default();
+    /// Rows read and not yet stored.
+    sink_pending_rows: Gauge = Gauge::default();
+    /// Records and messages kept in the dead-letter files of this node.
+    dead_letters: Counter = Counter::default();
+
+    /// Starts of the embedded ClickHouse child.
+    clickhouse_starts: Counter = Counter::default();
+    /// Errors by the stage in which they happened; each is also logged.
+    errors: Family<StageLabels, Counter> = Family::default();
+}
+
+impl Metrics {
+    /// The catalogue in the OpenMetrics text format.
+    pub fn render(&self) -> String {
+        let mut text = String::with_capacity(16 << 10);
+        // Writing to a String cannot fail.
+        if text::encode(&mut text, &self.registry).is_err() {
+            text.clear();
+        }
+        text
+    }
+
+    /// Counts an error of `stage`.
+    pub fn error(&self, stage: &'static str) {
+        self.errors.get_or_create(&StageLabels { stage }).inc();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_has_prefix_help_and_unit() {
+        let metrics = Metrics::new();
+        metrics.error("wal");
+        metrics.ack.observe(0.003);
+        let text = metrics.render();
+        assert!(text.contains("# HELP ingestion_ack_seconds From the first byte of a request to its 2xx"), "{text}");
+        assert!(text.contains("ingestion_errors_total{stage=\"wal\"} 1"), "{text}");
+        assert!(text.contains("ingestion_ack_seconds_count 1"), "{text}");
+        assert!(text.contains("ingestion_wal_disk_bytes 0"), "{text}");
+        assert!(!text.contains(".."), "{text}");
+    }
+}

@@ -1,0 +1,235 @@
+//! The row as a line of JSON, as it stands in a topic: readable by any consumer and by ClickHouse's own Kafka engine
+//! (`JSONEachRow`). Names are those of the columns of `events`; what is empty is left out; times are written as
+//! ClickHouse reads them (`2024-01-01 00:00:00.000`, UTC); `context` and `properties` are objects.
+
+use std::{borrow::Cow, fmt};
+
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, Visitor},
+};
+use serde_json::value::RawValue;
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::{
+    binary::{Json, Text},
+    columns::{EventRow, Origin},
+};
+use crate::ids::{EventId, TenantId, WalId};
+
+/// A line that is not a row.
+#[derive(Debug, Error)]
+#[error("not a row of this engine")]
+pub struct JsonError(#[from] serde_json::Error);
+
+macro_rules! wire {
+    (
+        texts: $($text:ident $text_name:literal)+;
+        numbers: $($number:ident $number_name:literal)+;
+    ) => {
+        /// Event columns and origin as one flat object. Unknown names are refused: they would be columns that a
+        /// newer version wrote and this one would lose.
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields, bound(deserialize = "'de: 'a"))]
+        struct Wire<'a> {
+            tenant_id: TenantId,
+            event_id: EventId,
+            #[serde(deserialize_with = "milliseconds")]
+            timestamp: i64,
+            #[serde(deserialize_with = "milliseconds")]
+            received_at: i64,
+            expires_at: u32,
+            $(#[serde(rename = $text_name, default)] $text: Text<'a>,)+
+            $(#[serde(rename = $number_name, default)] $number: Option<f64>,)+
+            #[serde(default)]
+            context: Json<'a>,
+            #[serde(default)]
+            properties: Json<'a>,
+            wal_id: WalId,
+            wal_seq: u64,
+            wal_ordinal: u32,
+            #[serde(deserialize_with = "milliseconds")]
+            relayed_at: i64,
+        }
+
+        impl<'a> Wire<'a> {
+            fn into_parts(self) -> (EventRow<'a>, Origin) {
+                let row = EventRow {
+                    tenant_id: self.tenant_id,
+                    event_id: self.event_id,
+                    timestamp_ms: self.timestamp,
+                    received_at_ms: self.received_at,
+                    expires_at: self.expires_at,
+                    $($text: self.$text,)+
+                    $($number: self.$number,)+
+                    context: self.context,
+                    properties: self.properties,
+                };
+                let origin = Origin {
+                    wal_id: self.wal_id,
+                    wal_seq: self.wal_seq,
+                    wal_ordinal: self.wal_ordinal,
+                    relayed_at_ms: self.relayed_at,
+                };
+                (row, origin)
+            }
+        }
+
+        fn write_optional_columns(row: &EventRow<'_>, out: &mut Vec<u8>) {
+            $(if !row.$text.is_empty() {
+                out.extend_from_slice(concat!(",\"", $text_name, "\":").as_bytes());
+                write_string(&row.$text, out);
+            })+
+            $(if let Some(value) = row.$number {
+                out.extend_from_slice(concat!(",\"", $number_name, "\":").as_bytes());
+                write_number(value, out);
+            })+
+        }
+    };
+}
+
+wire! {
+    texts: kind "type" session_id "session_id" user_id "user_id" anonymous_id "anonymous_id" url "url" path "path"
+        referrer "referrer" title "title" user_agent "user_agent" screen "screen" locale "locale" timezone "timezone"
+        name "name" element "element" selector "selector" text "text" direction "direction";
+    numbers: x "x" y "y" depth "depth" load_time_ms "load_time_ms" lcp "lcp" fid "fid" inp "inp" cls "cls" ttfb "ttfb"
+        fcp "fcp" dom_content_loaded "dom_content_loaded" load_complete "load_complete";
+}
+
+/// Appends `row` and `origin` to `out` as one JSON object, without a line break.
+pub fn write_json(row: &EventRow<'_>, origin: &Origin, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"tenant_id\":");
+    write_uuid(row.tenant_id.0, out);
+    out.extend_from_slice(b",\"event_id\":");
+    write_uuid(row.event_id.0, out);
+    out.extend_from_slice(b",\"timestamp\":");
+    write_time(row.timestamp_ms, out);
+    out.extend_from_slice(b",\"received_at\":");
+    write_time(row.received_at_ms, out);
+    out.extend_from_slice(b",\"expires_at\":");
+    write_integer(u64::from(row.expires_at), out);
+    write_optional_columns(row, out);
+    for (name, object) in [(&b",\"context\":"[..], &row.context), (b",\"properties\":", &row.properties)] {
+        if !object.is_empty() {
+            out.extend_from_slice(name);
+            out.extend_from_slice(object.as_bytes());
+        }
+    }
+    out.extend_from_slice(b",\"wal_id\":");
+    write_uuid(origin.wal_id.0, out);
+    out.extend_from_slice(b",\"wal_seq\":");
+    write_integer(origin.wal_seq, out);
+    out.extend_from_slice(b",\"wal_ordinal\":");
+    write_integer(u64::from(origin.wal_ordinal), out);
+    out.extend_from_slice(b",\"relayed_at\":");
+    write_time(origin.relayed_at_ms, out);
+    out.push(b'}');
+}
+
+/// Reads one line as [`write_json`] wrote it.
+///
+/// # Errors
+/// [`JsonError`] when the line is not JSON, misses a column that every row has, or has one that no row has.
+pub fn read_json(line: &[u8]) -> Result<(EventRow<'_>, Origin), JsonError> {
+    Ok(serde_json::from_slice::<Wire<'_>>(line)?.into_parts())
+}
+
+fn write_uuid(id: Uuid, out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+    out.push(b'"');
+}
+
+fn write_string(text: &str, out: &mut Vec<u8>) {
+    // Writing into a Vec cannot fail, and a str is always a JSON string.
+    if serde_json::to_writer(&mut *out, text).is_err() {
+        debug_assert!(false, "a string is always representable as JSON");
+    }
+}
+
+fn write_number(value: f64, out: &mut Vec<u8>) {
+    if serde_json::to_writer(&mut *out, &value).is_err() {
+        debug_assert!(false, "a finite number is always representable as JSON");
+    }
+}
+
+fn write_integer(value: u64, out: &mut Vec<u8>) {
+    if serde_json::to_writer(&mut *out, &value).is_err() {
+        debug_assert!(false, "an integer is always representable as JSON");
+    }
+}
+
+/// `"2024-01-01 00:00:00.000"`, with the quotes. Times before year 0 or after 9999 do not pass validation.
+fn write_time(milliseconds: i64, out: &mut Vec<u8>) {
+    let time = Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::UNIX_EPOCH);
+    let civil = TimeZone::UTC.to_datetime(time);
+    let digits = |value: i32, count: u32, out: &mut Vec<u8>| {
+        for place in (0..count).rev() {
+            let digit = value / 10_i32.pow(place) % 10;
+            out.push(b'0' + u8::try_from(digit).unwrap_or_default());
+        }
+    };
+    out.push(b'"');
+    digits(i32::from(civil.year()), 4, out);
+    out.push(b'-');
+    digits(i32::from(civil.month()), 2, out);
+    out.push(b'-');
+    digits(i32::from(civil.day()), 2, out);
+    out.push(b' ');
+    digits(i32::from(civil.hour()), 2, out);
+    out.push(b':');
+    digits(i32::from(civil.minute()), 2, out);
+    out.push(b':');
+    digits(i32::from(civil.second()), 2, out);
+    out.push(b'.');
+    digits(i32::from(civil.millisecond()), 3, out);
+    out.push(b'"');
+}
+
+fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    struct Time;
+    impl Visitor<'_> for Time {
+        type Value = i64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a UTC time like \"2024-01-01 00:00:00.000\"")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<i64, E> {
+            let civil: DateTime = text.parse().map_err(E::custom)?;
+            civil.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp().as_millisecond()).map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_str(Time)
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyText;
+        impl<'de> Visitor<'de> for AnyText {
+            type Value = Cow<'de, str>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Cow::Borrowed(text))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Cow::Owned(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(AnyText).map(Text)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&'de RawValue>::deserialize(deserializer)?.get();
+        if raw.starts_with('{') { Ok(Json::from(raw)) } else { Err(D::Error::custom("expected a JSON object")) }
+    }
+}

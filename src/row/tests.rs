@@ -1,0 +1,148 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::ids::{EventId, WalId};
+
+fn sample() -> EventRow<'static> {
+    let tenant = TenantId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));
+    let mut row = EventRow::new(tenant, EventId(Uuid::from_u128(7)), "pageview");
+    row.timestamp_ms = 1_704_067_200_123;
+    row.received_at_ms = 1_795_000_000_000;
+    row.expires_at = 1_802_779_200;
+    row.session_id = "s-1".into();
+    row.title = "Home \"quoted\"\n".into();
+    row.lcp = Some(1234.5);
+    row.properties = r#"{"a":{"b":[1,2]}}"#.into();
+    row
+}
+
+fn origin() -> Origin {
+    Origin { wal_id: WalId(Uuid::from_u128(9)), wal_seq: 42, wal_ordinal: 3, relayed_at_ms: 1_795_000_000_500 }
+}
+
+#[test]
+fn a_row_survives_the_log() {
+    let mut bytes = Vec::new();
+    encode(&sample(), &mut bytes);
+    assert_eq!(decode(&bytes).unwrap(), sample());
+    assert_eq!(expires_at(&bytes).unwrap(), 1_802_779_200);
+}
+
+#[test]
+fn a_row_survives_the_broker() {
+    let mut line = Vec::new();
+    write_json(&sample(), &origin(), &mut line);
+    assert!(!line.contains(&b'\n'), "one row must be one line");
+    assert_eq!(read_json(&line).unwrap(), (sample(), origin()));
+}
+
+/// The layout of rows that wait in somebody's log: it may grow by a new layout number, never change.
+#[test]
+fn layout_1_is_frozen() {
+    let mut bytes = Vec::new();
+    encode(&sample(), &mut bytes);
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        hex,
+        concat!(
+            "01",                                   // layout
+            "44443333222211118888777766665555",     // tenant_id
+            "00000000000000000700000000000000",     // event_id
+            "7bf451c28c010000",                     // timestamp
+            "005e56eea1010000",                     // received_at
+            "403a746b",                             // expires_at
+            "087061676576696577",                   // type
+            "03732d31",                             // session_id
+            "0000000000",                           // user_id anonymous_id url path referrer
+            "0e486f6d65202271756f746564220a",       // title
+            "00000000",                             // user_agent screen locale timezone
+            "00000000",                             // name element selector text
+            "010101",                               // x y depth
+            "00",                                   // direction
+            "01",                                   // load_time_ms
+            "0000000000004a9340",                   // lcp
+            "01010101010101",                       // fid inp cls ttfb fcp dom_content_loaded load_complete
+            "00",                                   // context
+            "117b2261223a7b2262223a5b312c325d7d7d"  // properties
+        )
+    );
+}
+
+#[test]
+fn what_is_not_a_row_is_refused_by_name() {
+    let mut bytes = Vec::new();
+    encode(&sample(), &mut bytes);
+    assert_eq!(decode(&[]), Err(BinaryError::Truncated { column: "layout" }));
+    assert_eq!(decode(&[9, 0]), Err(BinaryError::UnknownLayout { layout: 9 }));
+    assert_eq!(decode(&bytes[..20]), Err(BinaryError::Truncated { column: "event_id" }));
+    assert_eq!(decode(&bytes[..bytes.len() - 1]), Err(BinaryError::Truncated { column: "properties" }));
+    bytes.push(0);
+    assert_eq!(decode(&bytes), Err(BinaryError::TrailingBytes { count: 1 }));
+
+    let mut line = Vec::new();
+    write_json(&sample(), &origin(), &mut line);
+    let text = String::from_utf8(line).unwrap();
+    assert!(read_json(text.replace("\"title\"", "\"tilte\"").as_bytes()).is_err());
+    assert!(read_json(text.replace("\"wal_seq\":42,", "").as_bytes()).is_err());
+    assert!(read_json(b"garbage").is_err());
+}
+
+#[test]
+fn a_session_decides_the_partition_before_a_user() {
+    let key = |row: &EventRow<'_>| {
+        let mut key = Vec::new();
+        write_partition_key(row, &mut key);
+        String::from_utf8(key).unwrap()
+    };
+    let mut row = sample();
+    row.session_id = "".into();
+    assert_eq!(key(&row), "11112222-3333-4444-5555-666677778888:00000000-0000-0000-0000-000000000007");
+    row.anonymous_id = "anon".into();
+    assert_eq!(key(&row), "11112222-3333-4444-5555-666677778888:anon");
+    row.user_id = "user".into();
+    assert_eq!(key(&row), "11112222-3333-4444-5555-666677778888:user");
+    row.session_id = "session".into();
+    assert_eq!(key(&row), "11112222-3333-4444-5555-666677778888:session");
+}
+
+proptest! {
+    #[test]
+    fn any_row_survives_both_ways(
+        texts in prop::collection::vec(".{0,300}", 17),
+        numbers in prop::collection::vec(prop::option::of(-1e15_f64..1e15), 12),
+        timestamp_ms in 0_i64..4_000_000_000_000,
+        expires_at: u32,
+        object in prop_oneof![Just(String::new()), Just("{}".to_owned()), Just("{\"k\":\"v\"}".to_owned())],
+    ) {
+        let mut row = sample();
+        let fields = [
+            &mut row.kind, &mut row.session_id, &mut row.user_id, &mut row.anonymous_id, &mut row.url, &mut row.path,
+            &mut row.referrer, &mut row.title, &mut row.user_agent, &mut row.screen, &mut row.locale,
+            &mut row.timezone, &mut row.name, &mut row.element, &mut row.selector, &mut row.text, &mut row.direction,
+        ];
+        for (field, text) in fields.into_iter().zip(&texts) {
+            *field = text.as_str().into();
+        }
+        let fields = [
+            &mut row.x, &mut row.y, &mut row.depth, &mut row.load_time_ms, &mut row.lcp, &mut row.fid, &mut row.inp,
+            &mut row.cls, &mut row.ttfb, &mut row.fcp, &mut row.dom_content_loaded, &mut row.load_complete,
+        ];
+        for (field, number) in fields.into_iter().zip(&numbers) {
+            *field = *number;
+        }
+        row.timestamp_ms = timestamp_ms;
+        row.expires_at = expires_at;
+        row.context = object.as_str().into();
+
+        let mut bytes = Vec::new();
+        encode(&row, &mut bytes);
+        prop_assert_eq!(decode(&bytes).unwrap(), row.clone());
+        let mut line = Vec::new();
+        write_json(&row, &origin(), &mut line);
+        let (read, _) = read_json(&line).unwrap();
+        prop_assert_eq!(read, row);
+    }
+}

@@ -1,0 +1,94 @@
+//! What the sink reads from: ranges of rows, each of them one insert, in the order of their partition.
+//!
+//! There are two sources, the write-ahead log of this process and a consumer group of a broker. The sink sees neither:
+//! it takes a [`Range`], stores it, and hands it back with [`Source::commit`].
+//!
+//! ```text
+//! next() -> Range [first, last] of one partition -> insert under the range's token -> commit(range)
+//! ```
+//!
+//! - A source gives out at most one range of a partition at a time: the next one after the commit, or again the same
+//!   one if the process dies in between. The range in flight is recorded durably before it is given out, so that a
+//!   repeat has the same first and last row, hence the same token, and ClickHouse drops it as already seen.
+//! - While nothing is committed a source holds what it has read within its bounds and reads no further.
+
+use std::{fmt, future::Future};
+
+use bytes::Bytes;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+/// How much one range may hold. The first bound that is reached closes it.
+#[derive(Clone, Debug)]
+pub struct RangeLimits {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of encoded rows.
+    pub bytes: usize,
+    /// How long the first row of a range waits for company.
+    pub age: std::time::Duration,
+    /// Distinct values of `expires_at`, each of which is a partition of the table: an insert that touches many makes
+    /// as many parts.
+    pub expiries: usize,
+}
+
+/// Which rows a range covers. Two ranges with the same id hold the same rows, whoever formed them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RangeId {
+    /// The topic, or `wal/<wal id>` for the log: a sequence number means something only within its log.
+    pub topic: String,
+    /// Partition; 0 for the log.
+    pub partition: u32,
+    /// First offset, inclusive.
+    pub first: u64,
+    /// Last offset, inclusive.
+    pub last: u64,
+}
+
+impl fmt::Display for RangeId {
+    /// The deduplication token: `topic:partition:first-last`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}-{}", self.topic, self.partition, self.first, self.last)
+    }
+}
+
+/// A contiguous range of one partition, encoded as one block of an insert.
+#[derive(Debug)]
+pub struct Range {
+    /// Which rows these are.
+    pub id: RangeId,
+    /// Number of rows in `body`.
+    pub rows: usize,
+    /// Rows as [`crate::row::write_insert_row`] encodes them.
+    pub body: Bytes,
+    /// When the oldest row was accepted, in Unix milliseconds.
+    pub oldest_received_at_ms: i64,
+    /// The assignment under which the range was formed: 0 for the log, growing with every rebalance of a group.
+    pub generation: u64,
+    /// Cancelled when the partition is taken away: the insert is then somebody else's to repeat.
+    pub revoked: CancellationToken,
+}
+
+/// Why a source cannot go on. Outages are not errors: a source waits for its broker by itself.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The log refused (poisoned or closed).
+    #[error("the write-ahead log cannot be read")]
+    Wal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The broker client failed for good.
+    #[error("the broker cannot be read")]
+    Broker(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Where ranges come from.
+pub trait Source: Send {
+    /// Waits for the next range of any partition that has none in flight. Cancel-safe: a range is never lost.
+    fn next(&mut self) -> impl Future<Output = Result<Range, SourceError>> + Send;
+
+    /// Says that every row of `range` is stored. A range of a partition that has since been taken away is ignored.
+    fn commit(&mut self, range: &Range) -> impl Future<Output = Result<(), SourceError>> + Send;
+
+    /// Says that the insert of `range` was given up because it was revoked.
+    fn abandon(&mut self, range: &Range) -> impl Future<Output = ()> + Send;
+}

@@ -1,6 +1,7 @@
 pub mod clickhouse;
 pub mod config;
 pub mod dead_letters;
+pub mod event;
 pub mod health;
 pub mod ids;
 pub mod metrics;

@@ -1,0 +1,131 @@
+//! One field of an event: its JSON, read as what the column needs, with an error that names the field.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use super::error::EventError;
+use crate::row::{Json, Text};
+
+/// A field's name and its value as JSON text, both borrowed from the body.
+#[derive(Clone, Debug)]
+pub(super) struct Field<'a> {
+    pub name: Cow<'a, str>,
+    pub value: &'a str,
+}
+
+/// Names that a message shows are cut here: a name is the sender's, and may be long.
+const NAME_SHOWN: usize = 64;
+
+impl<'a> Field<'a> {
+    /// `null` says the same as leaving the field out.
+    pub fn is_null(&self) -> bool {
+        self.value == "null"
+    }
+
+    /// A string of at most `limit` bytes.
+    pub fn text(&self, limit: usize) -> Result<Text<'a>, EventError> {
+        let text = self.string("must be a string")?;
+        if text.len() > limit {
+            return Err(self.invalid(format_args!("has {} bytes, more than the {limit} allowed", text.len())));
+        }
+        Ok(Text(text))
+    }
+
+    /// An identifier: a string of at most `limit` bytes, or an integer, which many senders use for users.
+    pub fn identifier(&self, limit: usize) -> Result<Text<'a>, EventError> {
+        if self.value.bytes().all(|byte| byte.is_ascii_digit()) && self.value.len() <= limit {
+            return Ok(Text::from(self.value));
+        }
+        if !self.value.starts_with('"') {
+            return Err(self.invalid("must be a string or a whole number"));
+        }
+        self.text(limit)
+    }
+
+    /// A string, unescaped only if it holds an escape.
+    pub fn string(&self, expectation: &str) -> Result<Cow<'a, str>, EventError> {
+        let Some(inner) = self.value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+            return Err(self.invalid(expectation));
+        };
+        if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
+            return Ok(Cow::Borrowed(inner));
+        }
+        serde_json::from_str(self.value).map(Cow::Owned).map_err(|error| self.invalid(format_args!("holds {error}")))
+    }
+
+    /// A number from `low` to `high`.
+    pub fn number(&self, low: f64, high: f64) -> Result<f64, EventError> {
+        let number: f64 = serde_json::from_str(self.value)
+            .map_err(|_| self.invalid(format_args!("must be a number from {low} to {high}")))?;
+        if (low..=high).contains(&number) {
+            Ok(number)
+        } else {
+            Err(self.invalid(format_args!("is {number}, and must be from {low} to {high}")))
+        }
+    }
+
+    /// One of `allowed`.
+    pub fn one_of(&self, allowed: &[&'static str]) -> Result<Text<'a>, EventError> {
+        let text = self.string("must be a string")?;
+        match allowed.iter().find(|value| **value == text) {
+            Some(value) => Ok(Text::from(*value)),
+            None => Err(self.invalid(format_args!("must be one of {}", allowed.join(", ")))),
+        }
+    }
+
+    /// A JSON object, as text on one line.
+    pub fn object(&self) -> Result<Json<'a>, EventError> {
+        if self.value.starts_with('{') {
+            Ok(Json(one_line(self.value)))
+        } else {
+            Err(self.invalid("must be an object"))
+        }
+    }
+
+    pub fn invalid(&self, problem: impl std::fmt::Display) -> EventError {
+        EventError::invalid(self.shown_name(), problem)
+    }
+
+    pub fn shown_name(&self) -> &str {
+        let end = self.name.floor_char_boundary(NAME_SHOWN);
+        self.name.get(..end).unwrap_or_default()
+    }
+}
+
+/// JSON text without line breaks between its tokens: a row in a topic is one line. Strings hold none (JSON wants them
+/// escaped), so a line break is always insignificant space.
+pub(super) fn one_line(json: &str) -> Cow<'_, str> {
+    if memchr::memchr2(b'\n', b'\r', json.as_bytes()).is_none() {
+        return Cow::Borrowed(json);
+    }
+    Cow::Owned(json.split(['\n', '\r']).map(|line| line.trim_matches([' ', '\t'])).collect())
+}
+
+/// The fields of an event in the order in which they were sent.
+pub(super) struct Fields<'a>(pub Vec<Field<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> serde::de::Visitor<'de> for Object {
+            type Value = Vec<Field<'de>>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                // A typical event has about fifteen fields.
+                let mut fields = Vec::with_capacity(16);
+                while let Some((key, value)) =
+                    map.next_entry::<super::batch::Key<'de>, &serde_json::value::RawValue>()?
+                {
+                    fields.push(Field { name: key.0, value: value.get() });
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object).map(Fields)
+    }
+}

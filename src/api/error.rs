@@ -1,0 +1,240 @@
+//! Every way in which a request can fail, and the one place that decides its status.
+//!
+//! Answers are problem documents (RFC 9457) with a stable `code`. The statuses are chosen by what real clients do with
+//! them: most analytics SDKs drop the data on any 4xx but 429, some never retry a 408, 425 or 501, and all of them
+//! retry a 503. So what may succeed later is 429 or 503 with `Retry-After`, and a 4xx is final.
+
+use std::{borrow::Cow, time::Duration};
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::encoding::DecodeError;
+use crate::{
+    event::{BodyError, EventErrorCode},
+    ids::EventId,
+    tenants::{AuthError, OverQuota},
+    wal::AppendError,
+};
+
+/// Waiting times that are not computed: how long until it is worth asking again.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+const RETRY_LATER: Duration = Duration::from_secs(10);
+
+/// Why a request failed.
+#[derive(Debug)]
+pub enum ApiError {
+    /// No, malformed or wrong credentials.
+    Auth(AuthError),
+    /// The body is longer than the limit.
+    BodyTooLarge { limit: usize },
+    /// The body ended before its announced length, or the connection broke.
+    BodyIncomplete(axum::Error),
+    /// The body did not arrive in time.
+    BodyTimeout { limit: Duration },
+    /// The body could not be decompressed.
+    Encoding(DecodeError),
+    /// The body is not JSON of a known shape, empty, or holds too many events.
+    Body(BodyError),
+    /// Not one event was good.
+    AllRejected { errors: Vec<RejectedEvent> },
+    /// The tenant sends too much.
+    Quota { unit: &'static str, over: OverQuota },
+    /// All bodies in flight together hold as much memory as they may.
+    Overloaded,
+    /// The log does not take the events.
+    Wal(AppendError),
+    /// No such route.
+    NotFound,
+    /// The route exists, the method does not.
+    MethodNotAllowed,
+    /// A bug: counted, logged, and the client may send again.
+    Internal,
+}
+
+/// One event that was refused.
+#[derive(Debug, Serialize)]
+pub struct RejectedEvent {
+    /// Its place in the request, from 0.
+    pub index: usize,
+    /// Its id, where it could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<EventId>,
+    /// The stable reason.
+    #[serde(serialize_with = "as_code")]
+    pub code: EventErrorCode,
+    /// The reason in words.
+    pub detail: Cow<'static, str>,
+}
+
+fn as_code<S: serde::Serializer>(code: &EventErrorCode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(code.as_str())
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    instance: String,
+    code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events_accepted: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events_rejected: Option<usize>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [RejectedEvent],
+}
+
+impl ApiError {
+    /// Status, stable code and waiting time. Exhaustive on purpose: a new error has to decide.
+    fn classify(&self) -> (StatusCode, &'static str, Option<Duration>) {
+        match self {
+            Self::Auth(AuthError::Missing) => (StatusCode::UNAUTHORIZED, "missing_credentials", None),
+            Self::Auth(AuthError::Malformed) => (StatusCode::UNAUTHORIZED, "malformed_credentials", None),
+            Self::Auth(AuthError::Invalid) => (StatusCode::UNAUTHORIZED, "invalid_credentials", None),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None),
+            Self::BodyIncomplete(_) => (StatusCode::BAD_REQUEST, "body_incomplete", None),
+            Self::BodyTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "body_timeout", Some(RETRY_SOON)),
+            Self::Encoding(DecodeError::Unsupported { .. }) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", None)
+            }
+            Self::Encoding(DecodeError::Corrupt { .. }) => (StatusCode::BAD_REQUEST, "corrupt_encoding", None),
+            Self::Encoding(DecodeError::TooLarge { .. }) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "decompressed_body_too_large", None)
+            }
+            Self::Encoding(DecodeError::Overloaded) | Self::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_SOON))
+            }
+            Self::Body(BodyError::NotUtf8 { .. }) => (StatusCode::BAD_REQUEST, "not_utf8", None),
+            Self::Body(BodyError::NotJson { .. }) => (StatusCode::BAD_REQUEST, "invalid_json", None),
+            Self::Body(BodyError::TooManyEvents { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "too_many_events", None),
+            Self::Body(BodyError::NoEvents) => (StatusCode::BAD_REQUEST, "no_events", None),
+            Self::AllRejected { .. } => (StatusCode::BAD_REQUEST, "all_events_rejected", None),
+            Self::Quota { over: OverQuota::RetryAfter(wait), .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "quota_exceeded", Some(*wait))
+            }
+            Self::Quota { over: OverQuota::Never { .. }, .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "larger_than_quota", None)
+            }
+            Self::Wal(AppendError::DiskQuota { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "wal_disk_quota", Some(RETRY_LATER))
+            }
+            Self::Wal(AppendError::DiskReserve { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "wal_disk_reserve", Some(RETRY_LATER))
+            }
+            Self::Wal(AppendError::NoSpace(_)) => (StatusCode::SERVICE_UNAVAILABLE, "wal_no_space", Some(RETRY_LATER)),
+            Self::Wal(AppendError::Poisoned { .. }) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "wal_poisoned", Some(RETRY_LATER))
+            }
+            Self::Wal(AppendError::Closed) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", Some(RETRY_SOON)),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", None),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Auth(error) => error.to_string(),
+            Self::BodyTooLarge { limit } => {
+                format!("the body has more than the {limit} bytes allowed: send fewer events at a time")
+            }
+            Self::BodyIncomplete(_) => "the body ended before its announced length".to_owned(),
+            Self::BodyTimeout { limit } => format!("the body did not arrive within {} s", limit.as_secs()),
+            Self::Encoding(error) => error.to_string(),
+            Self::Body(error) => error.to_string(),
+            Self::AllRejected { errors } => {
+                format!("none of the {} events was accepted; see \"errors\"", errors.len())
+            }
+            Self::Quota { unit, over: OverQuota::RetryAfter(wait) } => {
+                format!(
+                    "the tenant's quota of {unit} is used up; it allows this request in {:.3} s",
+                    wait.as_secs_f64()
+                )
+            }
+            Self::Quota { unit, over: OverQuota::Never { burst } } => {
+                format!("the request needs more {unit} than the tenant's burst of {burst}: send fewer events at a time")
+            }
+            Self::Overloaded => {
+                "the requests in flight hold all the memory that they may; nothing was stored".to_owned()
+            }
+            Self::Wal(error) => format!("{error}; nothing was stored"),
+            Self::NotFound => "no such resource; events go to POST /ingest".to_owned(),
+            Self::MethodNotAllowed => "this resource does not take that method; see the Allow header".to_owned(),
+            Self::Internal => "an error in the engine; nothing was acknowledged".to_owned(),
+        }
+    }
+}
+
+/// `Retry-After` knows whole seconds only; rounded up, so that coming back then is never too early.
+pub(super) fn retry_after(wait: Duration) -> HeaderValue {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    HeaderValue::from(seconds.max(1))
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code, wait) = self.classify();
+        let errors: &[RejectedEvent] = if let Self::AllRejected { errors } = &self { errors } else { &[] };
+        let rejected = (!errors.is_empty()).then_some(errors.len());
+        let problem = Problem {
+            kind: format!("urn:ingestion-engine:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: &self.detail(),
+            instance: format!("urn:uuid:{}", Uuid::now_v7()),
+            code,
+            events_accepted: rejected.map(|_| 0),
+            events_rejected: rejected,
+            errors,
+        };
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = wait {
+            headers.insert(header::RETRY_AFTER, retry_after(wait));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(super::encoding::SUPPORTED));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_is_rounded_up_to_whole_seconds() {
+        for (wait, seconds) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (59_999, "60")] {
+            assert_eq!(retry_after(Duration::from_millis(wait)), seconds, "{wait} ms");
+        }
+    }
+
+    #[test]
+    fn no_status_is_one_that_makes_a_client_drop_or_loop() {
+        let wait = OverQuota::RetryAfter(RETRY_SOON);
+        let later = [
+            ApiError::Overloaded,
+            ApiError::BodyTimeout { limit: RETRY_SOON },
+            ApiError::Quota { unit: "events", over: wait },
+            ApiError::Wal(AppendError::Closed),
+        ];
+        for error in later {
+            let (status, _, wait) = error.classify();
+            assert!(matches!(status.as_u16(), 429 | 503), "{error:?}");
+            assert!(wait.is_some(), "{error:?} must say when to come again");
+        }
+    }
+}

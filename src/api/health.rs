@@ -1,0 +1,66 @@
+//! `/health` and the probes of an orchestrator.
+//!
+//! - **live**: this process runs its event loop. Never depends on anything else, so that an outage elsewhere cannot make
+//!   an orchestrator kill a node that holds events.
+//! - **ready**: this node can do its role's work now. For the API that is "can accept durably", whatever the broker or
+//!   ClickHouse do.
+//! - **health**: every component with its state, since when, and why.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::health::{Health, Report, State as ComponentState};
+
+/// Whether this node can do its role's work now, or why not.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+#[derive(Clone)]
+pub(super) struct Probe {
+    health: Health,
+    readiness: Readiness,
+}
+
+impl Probe {
+    pub fn new(health: Health, readiness: Readiness) -> Self {
+        Self { health, readiness }
+    }
+}
+
+#[derive(Serialize)]
+struct Answer {
+    /// `up`, `degraded` (works, somebody should look) or `down` (not ready).
+    status: ComponentState,
+    ready: bool,
+    version: &'static str,
+    components: BTreeMap<&'static str, Report>,
+}
+
+pub(super) async fn health(State(probe): State<Probe>) -> Response {
+    let components = probe.health.snapshot();
+    let ready = (probe.readiness)().is_ok();
+    let all_up = components.values().all(|report| report.state == ComponentState::Up);
+    let (status, code) = match (ready, all_up) {
+        (false, _) => (ComponentState::Down, StatusCode::SERVICE_UNAVAILABLE),
+        (true, false) => (ComponentState::Degraded, StatusCode::OK),
+        (true, true) => (ComponentState::Up, StatusCode::OK),
+    };
+    (code, Json(Answer { status, ready, version: env!("CARGO_PKG_VERSION"), components })).into_response()
+}
+
+pub(super) async fn ready(State(probe): State<Probe>) -> Response {
+    match (probe.readiness)() {
+        Ok(()) => (StatusCode::OK, "ready\n").into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")).into_response(),
+    }
+}
+
+pub(super) async fn live() -> &'static str {
+    "live\n"
+}

@@ -1,0 +1,152 @@
+//! The front: HTTP in, an answer that means "on disk" out.
+//!
+//! ```text
+//! authenticate --> quota in KiB --> decompress (bounded) --> split, read, check --> quota in events --> log --> 2xx
+//! ```
+//!
+//! - Each step can end the request with an [`ApiError`]; `error.rs` is the only place that turns one into a status.
+//! - Memory is bounded: every body in flight, and what it decompresses to, is reserved from one shared budget.
+//! - Large bodies are parsed off the async threads, so that they do not delay the small ones.
+//! - The front knows the event, the tenant and the log. It does not know what is behind the log: whether a broker or
+//!   ClickHouse is up changes what `/health` says and nothing else here.
+
+mod body;
+mod budget;
+mod encoding;
+mod error;
+mod health;
+mod ingest;
+mod server;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Method, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+pub use error::{ApiError, RejectedEvent};
+pub use health::Readiness;
+pub use server::{Server, ServerSettings};
+
+use self::budget::Budget;
+use crate::{
+    health::Health,
+    metrics::{Metrics, OutcomeLabels, RequestLabels},
+    tenants::Tenants,
+    wal::{Codec, Wal},
+};
+
+/// Bounds of requests and events.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a body as sent.
+    pub body_bytes: usize,
+    /// Bytes of a body after decompression.
+    pub decompressed_bytes: usize,
+    /// Events in a request.
+    pub events_per_request: usize,
+    /// Bytes of one event's JSON.
+    pub event_bytes: usize,
+    /// Bytes of all bodies in flight.
+    pub in_flight_bytes: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// How far back an event's timestamp may lie; `None`: to 1970.
+    pub max_age: Option<Duration>,
+    /// How far ahead of this engine's clock a timestamp may lie.
+    pub max_ahead: Duration,
+}
+
+/// What the routes share.
+#[derive(Clone)]
+pub struct Api {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    limits: Limits,
+    tenants: Tenants,
+    wal: Wal,
+    codec: Codec,
+    budget: Budget,
+    metrics: Arc<Metrics>,
+    // Resolved once: the accepted counter is touched by every request.
+    accepted: prometheus_client::metrics::counter::Counter,
+}
+
+impl Api {
+    /// Wires the front to its log.
+    pub fn new(limits: Limits, tenants: Tenants, wal: Wal, codec: Codec, metrics: Arc<Metrics>) -> Self {
+        let budget = Budget::new(limits.in_flight_bytes, Arc::clone(&metrics));
+        let accepted = metrics.events.get_or_create_owned(&OutcomeLabels { outcome: "accepted", code: "" });
+        Self { inner: Arc::new(Inner { limits, tenants, wal, codec, budget, metrics, accepted }) }
+    }
+
+    /// The public routes.
+    pub fn router(self, health: &Health, readiness: Readiness) -> Router {
+        let metrics = Arc::clone(&self.inner.metrics);
+        Router::new()
+            .route("/ingest", post(ingest::ingest))
+            .with_state(self)
+            .merge(health_router(health, readiness))
+            .fallback(|| async { ApiError::NotFound })
+            .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+            .layer(cors())
+            .layer(middleware::from_fn_with_state(metrics, count_request))
+    }
+}
+
+/// `/health` and its probes: on the public port of an API node, and on the admin port of every node.
+pub fn health_router(health: &Health, readiness: Readiness) -> Router {
+    Router::new()
+        .route("/health", get(health::health))
+        .route("/health/ready", get(health::ready))
+        .route("/health/live", get(health::live))
+        .with_state(health::Probe::new(health.clone(), readiness))
+}
+
+/// The routes for operators: on a port of their own in production.
+pub fn admin_router(metrics: Arc<Metrics>) -> Router {
+    Router::new().route("/metrics", get(render_metrics)).with_state(metrics)
+}
+
+async fn render_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], metrics.render()).into_response()
+}
+
+/// Browsers may send from any page: the key, and not the origin, says whose an event is. The origin is mirrored because
+/// a beacon is sent with credentials, for which `*` is not valid; `Authorization` is named because `*` does not cover it.
+fn cors() -> CorsLayer {
+    let headers = ["authorization", "content-type", "content-encoding", "idempotency-key"];
+    let exposed = [header::RETRY_AFTER];
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::mirror_request())
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::list(headers.map(HeaderName::from_static)))
+        .expose_headers(exposed)
+        .max_age(Duration::from_secs(7200))
+}
+
+async fn count_request(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+    // The pattern that matched, and nothing that a client made up.
+    let route = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
+        Some("/ingest") => "/ingest",
+        Some("/health") => "/health",
+        Some("/health/ready") => "/health/ready",
+        Some("/health/live") => "/health/live",
+        _ => "other",
+    };
+    let mut response = next.run(request).await;
+    let status = response.status().as_u16();
+    metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

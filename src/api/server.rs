@@ -1,0 +1,95 @@
+//! Listening, serving connections, and stopping without breaking an answer.
+//!
+//! axum's own `serve` bounds neither how long a client may take over its headers nor how long a shutdown may wait; this
+//! loop does both with the same hyper underneath.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// How a server treats its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerSettings {
+    /// How long a client may take to send a request's head.
+    pub header_timeout: Duration,
+    /// How long a stop waits for requests in flight.
+    pub shutdown: Duration,
+}
+
+/// A bound port that is not served yet.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    settings: ServerSettings,
+}
+
+impl Server {
+    /// Binds `host:port`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// The operating system's, with the address in its text.
+    pub async fn bind(host: &str, port: u16, settings: ServerSettings) -> io::Result<Self> {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}"));
+        let listener = TcpListener::bind((host, port)).await.map_err(named)?;
+        let address = listener.local_addr().map_err(named)?;
+        Ok(Self { listener, address, settings })
+    }
+
+    /// The address as bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves `router` until `stop`; then takes no more connections, lets requests in flight finish within the budget,
+    /// and returns how many connections it had to cut.
+    pub async fn run(self, router: Router, stop: CancellationToken) -> usize {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.settings.header_timeout);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+        let connections = GracefulShutdown::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => serve(&builder, &connections, stream, router.clone()),
+                // The client has gone again: nothing to do.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot accept a connection");
+                    // Out of file descriptors, most likely: without a pause this loop would spin until one is free.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(self.listener);
+        let open = connections.count();
+        match tokio::time::timeout(self.settings.shutdown, connections.shutdown()).await {
+            Ok(()) => 0,
+            Err(_) => open,
+        }
+    }
+}
+
+fn serve(builder: &auto::Builder<TokioExecutor>, connections: &GracefulShutdown, stream: TcpStream, router: Router) {
+    // Answers are small and complete: waiting for more to send with them only adds latency.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
+    let connection = connections.watch(connection);
+    tokio::spawn(async move {
+        // A client that breaks its connection is its own affair; what it sent in full has been answered.
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended with an error");
+        }
+    });
+}

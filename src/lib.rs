@@ -1,8 +1,10 @@
+pub mod cli;
 pub mod clickhouse;
 pub mod config;
 pub mod dead_letters;
 pub mod health;
 pub mod ids;
+pub mod logging;
 pub mod metrics;
 pub mod relay;
 pub mod row;

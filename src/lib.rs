@@ -1,10 +1,12 @@
 pub mod api;
+pub mod cli;
 pub mod clickhouse;
 pub mod config;
 pub mod dead_letters;
 pub mod event;
 pub mod health;
 pub mod ids;
+pub mod logging;
 pub mod metrics;
 pub mod relay;
 pub mod row;

@@ -23,7 +23,7 @@ mod time;
 pub use batch::{Batch, BodyError};
 pub use error::{EventError, EventErrorCode};
 pub use read::{Acceptance, read};
-pub use retention::{Retention, RetentionError};
+pub use retention::Retention;
 
 #[cfg(test)]
 mod tests;

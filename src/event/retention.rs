@@ -1,9 +1,8 @@
 //! How long rows are kept, and the bucket in which they expire.
 
-use std::{fmt, str::FromStr};
+use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
-use thiserror::Error;
 
 use crate::row::EXPIRES_NEVER;
 
@@ -13,58 +12,22 @@ const DAY: i64 = 24 * HOUR;
 const HOURLY_UP_TO: i64 = 7 * DAY;
 /// Rows kept this long or less are dropped by the day, longer ones by the month.
 const DAILY_UP_TO: i64 = 366 * DAY;
-/// ClickHouse's `DateTime` ends in 2106.
-const MOST_DAYS: i64 = 25_000;
 
 /// How long a tenant's rows are kept after they were received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
-    /// This many seconds: whole hours up to 7 days, whole days above.
+    /// This many seconds.
     Seconds(i64),
     /// For ever.
     Keep,
 }
 
-/// Not a retention.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error(
-    "\"{text}\" is not a retention: write whole hours up to 168 (\"24h\"), days up to 25000 (\"90d\"), or \"keep\""
-)]
-pub struct RetentionError {
-    text: String,
-}
-
-impl FromStr for Retention {
-    type Err = RetentionError;
-
-    fn from_str(text: &str) -> Result<Self, RetentionError> {
-        let error = || RetentionError { text: text.to_owned() };
-        if text == "keep" {
-            return Ok(Self::Keep);
-        }
-        let unit_at = text.len().checked_sub(1).ok_or_else(error)?;
-        let (number, unit) = text.split_at_checked(unit_at).ok_or_else(error)?;
-        let number: i64 = number.parse().map_err(|_| error())?;
-        let seconds = match unit {
-            "h" if (1..=168).contains(&number) => number * HOUR,
-            "d" if (1..=MOST_DAYS).contains(&number) => number * DAY,
-            _ => return Err(error()),
-        };
-        Ok(Self::Seconds(seconds))
-    }
-}
-
-impl fmt::Display for Retention {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Keep => f.write_str("keep"),
-            Self::Seconds(seconds) if seconds % DAY == 0 => write!(f, "{}d", seconds / DAY),
-            Self::Seconds(seconds) => write!(f, "{}h", seconds / HOUR),
-        }
-    }
-}
-
 impl Retention {
+    /// Kept for `duration`, or for ever.
+    pub fn of(duration: Option<Duration>) -> Self {
+        duration.map_or(Self::Keep, |kept| Self::Seconds(i64::try_from(kept.as_secs()).unwrap_or(i64::MAX)))
+    }
+
     /// The second from which a row received at `received_at_ms` may be dropped: never before its time is over, and
     /// rounded up to the bucket (hour, day or month, UTC) that makes one partition of the table.
     pub fn expires_at(self, received_at_ms: i64) -> u32 {

@@ -1,0 +1,194 @@
+//! The command line. Only its form; `main` acts on it.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Exit code of a failure at run time.
+pub const EXIT_FAILURE: u8 = 1;
+/// Exit code of wrong usage or a wrong configuration (`EX_USAGE` of sysexits).
+pub const EXIT_USAGE: u8 = 64;
+
+const ABOUT: &str = "\
+Takes analytics events over HTTP and brings each of them into ClickHouse once.
+
+A 2xx from POST /ingest means that the event is on this machine's disk (fsync). From there it goes to Redpanda, or any \
+broker that speaks Kafka's protocol, and on to ClickHouse. With no broker configured the events go from disk to \
+ClickHouse directly; with no ClickHouse configured the engine runs its own. Outages of both are waited out on disk.";
+
+const AFTER: &str = "\
+Configuration:
+  Three layers, the later one wins: the compiled-in defaults, the file of --config, the environment.
+  A key's environment name is INGESTION_ and its path in capitals:
+    INGESTION_REDPANDA_BROKERS=redpanda-0:9092,redpanda-1:9092
+    INGESTION_CLICKHOUSE_URL=https://clickhouse:8443
+    INGESTION_CLICKHOUSE_PASSWORD_FILE=/run/secrets/clickhouse   (any name with _FILE reads the value from a file)
+    INGESTION_DATA_DIR=/var/lib/ingestion-engine
+  INGESTION_HOST and INGESTION_PORT set the address of the API. config/default.toml documents every key;
+  `ingestion-engine check-config` shows what is in effect and where each value came from.
+
+Exit codes:
+  0   done, or stopped by SIGTERM or SIGINT with everything accepted safe on disk
+  1   failed while running; the log says why
+  64  wrong usage or configuration; every wrong key is named
+
+Examples:
+  ingestion-engine --config config/development.toml
+      the engine alone on this machine, with a tenant and a key for trying it out
+  INGESTION_REDPANDA_BROKERS=localhost:9092 ingestion-engine --config engine.toml
+      the same binary with a broker
+  ingestion-engine --config engine.toml check-config
+      checks a configuration before it is rolled out
+  ingestion-engine --config engine.toml drain
+      empties the write-ahead log before a node is removed";
+
+/// The command line.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(name = "ingestion-engine", version, about = ABOUT, after_help = AFTER, max_term_width = 100)]
+pub struct Cli {
+    /// Configuration file (TOML); without it the defaults and the environment decide
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Take events and bring them into ClickHouse (the default)
+    #[default]
+    Serve,
+    /// Run the embedded ClickHouse engine alone, with its HTTP interface on 127.0.0.1
+    ///
+    /// `serve` starts this by itself while no clickhouse.url is configured. Run it by hand to look into the data while
+    /// the engine is stopped.
+    Clickhouse(ClickhouseArgs),
+    /// Create and change the tables in ClickHouse, then exit
+    Migrate,
+    /// Check the configuration, print what is in effect and where each value came from, then exit
+    CheckConfig,
+    /// Take no requests, bring everything in the write-ahead log on its way, and exit 0 once it is empty
+    Drain,
+}
+
+/// Arguments of `clickhouse`. It reads no configuration: whoever starts it knows.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct ClickhouseArgs {
+    /// Folder of the data; one process at a time
+    #[arg(long, value_name = "DIR", default_value = "data/clickhouse")]
+    pub path: PathBuf,
+
+    /// Port on 127.0.0.1; 0 lets the system choose
+    #[arg(long, value_name = "N", default_value_t = 8123)]
+    pub port: u16,
+
+    /// libchdb.so; without it the pinned version in the user's cache folder
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
+
+    /// File to write the port to once it answers
+    #[arg(long, value_name = "FILE")]
+    pub port_file: Option<PathBuf>,
+}
+
+impl Cli {
+    /// What to do: the subcommand, or `serve`.
+    pub fn action(&self) -> Command {
+        self.command.clone().unwrap_or_default()
+    }
+}
+
+/// A command line that asks for nothing but words: wrong usage, `--help` or `--version`.
+#[derive(Debug)]
+pub struct Words(clap::Error);
+
+impl Words {
+    /// Prints them, wrong usage to standard error and what was asked for to standard output.
+    ///
+    /// Returns the process's exit code.
+    pub fn print(&self) -> ExitCode {
+        // With standard output and error closed there is nobody to tell.
+        drop(self.0.print());
+        ExitCode::from(self.code())
+    }
+
+    /// The exit code: 0 for what was asked for, 64 for wrong usage.
+    pub fn code(&self) -> u8 {
+        if self.0.use_stderr() { EXIT_USAGE } else { 0 }
+    }
+}
+
+impl std::fmt::Display for Words {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.render().fmt(f)
+    }
+}
+
+/// Parses the arguments, the program's name first.
+///
+/// # Errors
+/// What to print instead of running.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Words> {
+    Cli::try_parse_from(arguments).map_err(Words)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<Cli, Words> {
+        parse(["ingestion-engine"].iter().chain(arguments).map(OsString::from))
+    }
+
+    #[test]
+    fn serve_is_the_default() {
+        let cli = run(&["--config", "a.toml"]).unwrap();
+        assert_eq!((cli.action(), cli.config), (Command::Serve, Some(PathBuf::from("a.toml"))));
+        assert_eq!(run(&[]).unwrap().action(), Command::Serve);
+        assert_eq!(run(&["serve"]).unwrap().action(), Command::Serve);
+    }
+
+    #[test]
+    fn the_file_may_be_named_before_or_after_the_subcommand() {
+        for arguments in [["--config", "a.toml", "check-config"], ["check-config", "--config", "a.toml"]] {
+            let cli = run(&arguments).unwrap();
+            assert_eq!((cli.action(), cli.config), (Command::CheckConfig, Some(PathBuf::from("a.toml"))));
+        }
+        assert_eq!(run(&["migrate"]).unwrap().action(), Command::Migrate);
+        assert_eq!(run(&["drain"]).unwrap().action(), Command::Drain);
+    }
+
+    #[test]
+    fn the_embedded_engine_takes_its_arguments() {
+        let all = ["clickhouse", "--path", "d", "--port", "0", "--library", "l.so", "--port-file", "p"];
+        let expected =
+            ClickhouseArgs { path: "d".into(), port: 0, library: Some("l.so".into()), port_file: Some("p".into()) };
+        assert_eq!(run(&all).unwrap().action(), Command::Clickhouse(expected));
+        let defaults = ClickhouseArgs { path: "data/clickhouse".into(), port: 8123, library: None, port_file: None };
+        assert_eq!(run(&["clickhouse"]).unwrap().action(), Command::Clickhouse(defaults));
+    }
+
+    #[test]
+    fn wrong_usage_is_64_and_help_is_0() {
+        for wrong in [&["--confg", "a"][..], &["serv"], &["clickhouse", "--port", "99999"], &["--config"]] {
+            assert_eq!(run(wrong).unwrap_err().code(), EXIT_USAGE, "{wrong:?}");
+        }
+        for asked in ["--help", "--version", "-h"] {
+            assert_eq!(run(&[asked]).unwrap_err().code(), 0, "{asked}");
+        }
+    }
+
+    #[test]
+    fn help_tells_the_layers_the_subcommands_and_the_exit_codes() {
+        let help = run(&["--help"]).unwrap_err().to_string();
+        for part in
+            ["INGESTION_", "_FILE", "Exit codes", "64", "check-config", "drain", "migrate", "clickhouse", "Examples"]
+        {
+            assert!(help.contains(part), "{part} is missing in\n{help}");
+        }
+    }
+}

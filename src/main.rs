@@ -1,1 +1,117 @@
-fn main() {}
+//! `ingestion-engine`: reads the command line and the configuration, starts what they ask for, waits for its end.
+
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result};
+use ingestion_engine::{
+    cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE},
+    clickhouse::embedded,
+    config::Config,
+    logging,
+    serve::{self, Purpose},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+// Many threads allocate and free small buffers of many sizes: measured against the system's allocator it takes less CPU
+// and gives memory back sooner.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(words) => return words.print(),
+    };
+    let action = cli.action();
+    if let Command::Clickhouse(arguments) = action {
+        return clickhouse(arguments);
+    }
+
+    let config = match load(&cli) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let result = match action {
+        Command::Serve => run(config, Purpose::Serve),
+        Command::Drain => run(config, Purpose::Drain),
+        Command::Migrate => runtime().and_then(|runtime| runtime.block_on(serve::migrate(config))),
+        Command::CheckConfig => {
+            print!("{}", config.effective());
+            Ok(())
+        }
+        Command::Clickhouse(_) => Ok(()),
+    };
+    finish(result)
+}
+
+/// The configuration and logging; what is wrong with them is said on standard error, all at once.
+fn load(cli: &Cli) -> Result<Config, ExitCode> {
+    let environment: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let (config, warnings) = Config::load(cli.config.as_deref().map(Path::new), &environment).map_err(|errors| {
+        eprintln!("{errors}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    logging::init(&config.log.level, config.log.format).map_err(|error| {
+        eprintln!("error: {error}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+/// Runs the node until it ends by itself or SIGTERM or SIGINT asks it to.
+fn run(config: Config, purpose: Purpose) -> Result<()> {
+    let runtime = runtime()?;
+    let stop = CancellationToken::new();
+    runtime.block_on(async {
+        stop_on_signal(stop.clone())?;
+        serve::run(config, purpose, stop).await
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")
+}
+
+/// The first signal asks for an orderly end, which has a budget for every stage; a second one is not waited for.
+fn stop_on_signal(stop: CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::spawn(async move {
+        let mut next = async || tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        let signal = next().await;
+        tracing::info!(signal, "stopping; a second signal ends the process at once");
+        stop.cancel();
+        let signal = next().await;
+        tracing::warn!(signal, "ending at once; everything acknowledged is on disk");
+        std::process::exit(i32::from(EXIT_FAILURE));
+    });
+    Ok(())
+}
+
+/// The subcommand that `serve` starts as its child. It has no configuration; its parent logs what it prints.
+fn clickhouse(arguments: embedded::ChildArgs) -> ExitCode {
+    if let Err(error) = logging::init("info", ingestion_engine::config::LogFormat::Auto) {
+        eprintln!("error: {error}");
+        return ExitCode::from(EXIT_USAGE);
+    }
+    finish(embedded::run(arguments.into()).map_err(Into::into))
+}
+
+fn finish(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}

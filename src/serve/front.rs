@@ -1,0 +1,94 @@
+//! The ports of a node: the public one with the API, the admin one with metrics.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Common, settings};
+use crate::{
+    api::{self, Api, Readiness, Server},
+    health::State,
+    wal::Wal,
+};
+
+/// The running servers.
+pub(super) struct Front {
+    servers: Vec<JoinHandle<usize>>,
+    stop: CancellationToken,
+}
+
+impl Front {
+    /// Binds and serves. A node without the API role serves its health and metrics only.
+    pub async fn start(common: &Common, wal: Option<&Wal>) -> Result<Self> {
+        let config = &common.config;
+        let readiness = readiness(common, wal);
+        let mut public = match wal {
+            Some(wal) => {
+                let tenants = settings::tenants(config)?;
+                let codec = settings::codec(config);
+                Api::new(settings::limits(config), tenants, wal.clone(), codec, Arc::clone(&common.metrics))
+                    .router(&common.health, Arc::clone(&readiness))
+            }
+            None => api::health_router(&common.health, Arc::clone(&readiness)),
+        };
+
+        let mut front = Self { servers: Vec::new(), stop: CancellationToken::new() };
+        let admin = api::admin_router(Arc::clone(&common.metrics));
+        match config.server.admin_listen {
+            Some(address) => {
+                let router = admin.merge(api::health_router(&common.health, readiness));
+                front.serve(common, "admin", &address.ip().to_string(), address.port(), router).await?;
+            }
+            None => public = public.merge(admin),
+        }
+        front.serve(common, "api", &config.server.host.to_string(), config.server.port, public).await?;
+        if let Some(warning) = config.development_warning() {
+            tracing::warn!("{warning}");
+        }
+        Ok(front)
+    }
+
+    async fn serve(
+        &mut self,
+        common: &Common,
+        name: &'static str,
+        host: &str,
+        port: u16,
+        router: Router,
+    ) -> Result<()> {
+        let server = Server::bind(host, port, settings::server(&common.config))
+            .await
+            .with_context(|| format!("starting the {name} port"))?;
+        tracing::info!(address = %server.address(), "{name} listening");
+        self.servers.push(tokio::spawn(server.run(router, self.stop.clone())));
+        Ok(())
+    }
+
+    /// Takes no more connections and lets requests in flight finish within their budget.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for server in self.servers {
+            match server.await {
+                Ok(0) => {}
+                Ok(cut) => tracing::warn!(connections = cut, "cut connections that did not finish in time"),
+                Err(error) => tracing::error!(%error, "a server ended with a panic"),
+            }
+        }
+    }
+}
+
+/// Ready means: can do its role's work now. The API's is to accept durably; a sink's is to read and to store, so it is
+/// ready once it has started, whatever an outage makes it wait for.
+fn readiness(common: &Common, wal: Option<&Wal>) -> Readiness {
+    if let Some(wal) = wal.cloned() {
+        return Arc::new(move || wal.accepting().map_err(|error| error.to_string()));
+    }
+    let health = common.health.clone();
+    Arc::new(move || match health.snapshot().get("sink") {
+        Some(report) if report.state != State::Starting => Ok(()),
+        _ => Err("the sink has not started yet".to_owned()),
+    })
+}

@@ -1,0 +1,219 @@
+//! One node: which parts run, in which order they start and stop.
+//!
+//! ```text
+//! start   log --> API and admin ports --> ClickHouse (embedded or remote) --> tables --> source + sink
+//!                                   \--> relay (with brokers)
+//! stop    API (answer what is in flight) --> relay, sink (drain within their budgets) --> log --> embedded ClickHouse
+//! ```
+//!
+//! - The API comes before everything that is behind the log: events are accepted while the broker or ClickHouse is away,
+//!   also at start.
+//! - A part that fails for good (a damaged configuration of ClickHouse, a poisoned log) stops the node with an error;
+//!   an outage never does.
+//! - Nothing is shared between nodes but the broker and ClickHouse.
+
+mod drain;
+mod front;
+mod settings;
+mod storage;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, anyhow};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use storage::migrate;
+
+use crate::{
+    config::Config,
+    dead_letters::DeadLetters,
+    health::Health,
+    metrics::Metrics,
+    relay::Relay,
+    wal::{self, Wal},
+};
+
+/// What a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Take events until told to stop.
+    Serve,
+    /// Take none, and end when the log is empty.
+    Drain,
+}
+
+/// What every part of a node is given.
+#[derive(Clone)]
+struct Common {
+    config: Arc<Config>,
+    health: Health,
+    metrics: Arc<Metrics>,
+    dead_letters: DeadLetters,
+}
+
+/// The node's log and the one reader of it.
+struct OpenLog {
+    wal: Wal,
+    reader: wal::Reader,
+}
+
+/// Runs a node until `stop`, a failure, or, when draining, until its log is empty.
+///
+/// # Errors
+/// What stopped it: a port that is taken, a folder that another engine holds, a poisoned log, a failure for good of a
+/// part. Everything that was acknowledged is on disk in any case.
+pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> Result<()> {
+    let metrics = Arc::new(Metrics::new());
+    let dead_letters = DeadLetters::new(config.process.data_dir.join("dead-letters"), Arc::clone(&metrics));
+    let common = Common { config: Arc::new(config), health: Health::default(), metrics, dead_letters };
+    let config = Arc::clone(&common.config);
+
+    let log = if config.process.roles.api { Some(open_log(&common).await?) } else { None };
+    let wal = log.as_ref().map(|log| log.wal.clone());
+    let front = match purpose {
+        Purpose::Serve => Some(front::Front::start(&common, wal.as_ref()).await?),
+        Purpose::Drain => None,
+    };
+    let back = Back::start(&common, log);
+
+    let ended = wait(&common, purpose, wal.as_ref(), &back, &stop).await;
+    tracing::info!(reason = ended.as_ref().map_or_else(ToString::to_string, Clone::clone), "stopping");
+
+    if let Some(front) = front {
+        front.stop().await;
+    }
+    let finished = back.stop(&common, wal.as_ref()).await;
+    if let Some(wal) = wal {
+        let left = wal.stats().records;
+        wal.close().await.context("closing the write-ahead log")?;
+        tracing::info!(records = left, "write-ahead log closed; what it holds is delivered at the next start");
+        if purpose == Purpose::Drain && left > 0 && ended.is_ok() {
+            return Err(anyhow!("stopped before the write-ahead log was empty: {left} records are left"));
+        }
+    }
+    ended.map(drop)?;
+    finished
+}
+
+async fn open_log(common: &Common) -> Result<OpenLog> {
+    let settings = settings::wal(&common.config);
+    let folder = settings.dir.display().to_string();
+    let (health, metrics) = (common.health.component("wal"), Arc::clone(&common.metrics));
+    let opened = tokio::task::spawn_blocking(move || wal::Wal::open(settings, health, metrics)).await?;
+    let (wal, reader) = opened.with_context(|| format!("opening the write-ahead log in {folder}"))?;
+    Ok(OpenLog { wal, reader })
+}
+
+/// Why a node stops; an error when it should not have to.
+async fn wait(
+    common: &Common,
+    purpose: Purpose,
+    wal: Option<&Wal>,
+    back: &Back,
+    stop: &CancellationToken,
+) -> Result<String> {
+    let poisoned = async {
+        match wal {
+            Some(wal) => wal.poisoned().await,
+            None => std::future::pending().await,
+        }
+    };
+    let emptied = async {
+        match (purpose, wal) {
+            (Purpose::Drain, Some(wal)) => drain::emptied(wal).await,
+            // Without a log of its own there is nothing to drain.
+            (Purpose::Drain, None) => {}
+            (Purpose::Serve, _) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => Ok("told to".to_owned()),
+        () = emptied => Ok("the write-ahead log is empty".to_owned()),
+        () = back.failed.cancelled() => Ok("a part of the node failed".to_owned()),
+        () = poisoned => {
+            common.metrics.error("wal");
+            Err(anyhow!("the write-ahead log is poisoned; nothing more is acknowledged, start the engine again"))
+        }
+    }
+}
+
+/// Everything behind the log.
+struct Back {
+    relay: Option<JoinHandle<()>>,
+    storage: Option<JoinHandle<Result<()>>>,
+    relay_stop: CancellationToken,
+    storage_stop: CancellationToken,
+    /// Set when a part has given up for good.
+    failed: CancellationToken,
+}
+
+impl Back {
+    fn start(common: &Common, log: Option<OpenLog>) -> Self {
+        let (relay_stop, storage_stop, failed) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let brokers = !common.config.redpanda.brokers.is_empty();
+        let (for_relay, for_sink) = if brokers { (log, None) } else { (None, log) };
+
+        let relay = for_relay.map(|OpenLog { wal, reader }| {
+            let relay = Relay::new(
+                settings::broker(&common.config),
+                reader,
+                wal,
+                common.dead_letters.clone(),
+                common.health.component("relay"),
+                Arc::clone(&common.metrics),
+            );
+            tokio::spawn(relay.run(relay_stop.clone()))
+        });
+        let storage = common.config.process.roles.sink.then(|| {
+            let (common, stop, failed) = (common.clone(), storage_stop.clone(), failed.clone());
+            tokio::spawn(async move {
+                let result = storage::run(&common, for_sink, stop).await;
+                if let Err(error) = &result {
+                    common.metrics.error("clickhouse");
+                    tracing::error!(error = format!("{error:#}"), "storing events failed for good");
+                    failed.cancel();
+                }
+                result
+            })
+        });
+        Self { relay, storage, relay_stop, storage_stop, failed }
+    }
+
+    /// Gives relay and sink their budgets, then stops them. The rest waits on disk.
+    async fn stop(self, common: &Common, wal: Option<&Wal>) -> Result<()> {
+        let budgets = &common.config.shutdown;
+        let with_brokers = self.relay.is_some();
+        if let (Some(wal), false) = (wal, self.failed.is_cancelled()) {
+            let (budget, behind) = if with_brokers { (budgets.relay, "relay") } else { (budgets.sink, "clickhouse") };
+            drain::emptied_within(wal, budget, &common.health, behind).await;
+        }
+        self.relay_stop.cancel();
+        self.storage_stop.cancel();
+        if let Some(relay) = self.relay {
+            join("relay", relay, budgets.relay).await.transpose()?;
+        }
+        match self.storage {
+            // Its own budget for the inserts in flight, and some more for ClickHouse itself to stop.
+            Some(storage) => join("sink", storage, budgets.sink + CLICKHOUSE_STOP).await.unwrap_or(Ok(Ok(())))?,
+            None => Ok(()),
+        }
+    }
+}
+
+/// How long the embedded engine may take to finish its queries and close its files.
+const CLICKHOUSE_STOP: Duration = Duration::from_secs(10);
+
+/// Waits for a part to end. `None`: it did not within `budget`, and was cut off.
+async fn join<T>(part: &'static str, task: JoinHandle<T>, budget: Duration) -> Option<Result<T>> {
+    let abort = task.abort_handle();
+    match tokio::time::timeout(budget + Duration::from_secs(1), task).await {
+        Ok(ended) => Some(ended.with_context(|| format!("the {part} panicked"))),
+        Err(_) => {
+            tracing::warn!(part, "did not stop within its budget; what it had in hand is on disk");
+            abort.abort();
+            None
+        }
+    }
+}

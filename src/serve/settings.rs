@@ -1,0 +1,142 @@
+//! From the configuration to what each part takes. No part knows the configuration; this file knows both.
+
+use anyhow::{Context, Result};
+
+use crate::{
+    api, broker,
+    clickhouse::{self, embedded},
+    config::{self, Config},
+    event::Retention,
+    sink::{self, source::RangeLimits},
+    tenants::{Bucket, Rate, Tenant, Tenants},
+    wal,
+};
+
+/// An insert touches at most this many partitions of the table: each of them becomes a part, and ClickHouse refuses an
+/// insert that makes more than a hundred.
+const EXPIRIES_PER_INSERT: usize = 20;
+
+/// On a platform where a size does not fit it is as good as unlimited.
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+pub(super) fn wal(config: &Config) -> wal::Settings {
+    let wal = &config.wal;
+    wal::Settings {
+        dir: config.process.data_dir.join("wal"),
+        max_disk_bytes: wal.max_disk_bytes,
+        warn_disk_ratio: wal.warn_disk_ratio,
+        min_free_bytes: wal.min_free_bytes,
+        segment_bytes: size(wal.segment_bytes),
+        cache_bytes: wal.cache_bytes,
+        durability: match wal.durability {
+            config::Durability::Fsync => wal::Durability::Fsync,
+            config::Durability::Os => wal::Durability::Os,
+        },
+    }
+}
+
+pub(super) fn codec(config: &Config) -> wal::Codec {
+    match config.wal.codec {
+        config::WalCodec::Lz4 => wal::Codec::Lz4,
+        config::WalCodec::Zstd => wal::Codec::Zstd,
+    }
+}
+
+pub(super) fn limits(config: &Config) -> api::Limits {
+    api::Limits {
+        body_bytes: size(config.limits.body_bytes),
+        decompressed_bytes: size(config.limits.decompressed_bytes),
+        events_per_request: config.limits.events_per_request,
+        event_bytes: size(config.limits.event_bytes),
+        in_flight_bytes: size(config.limits.in_flight_bytes),
+        body_timeout: config.server.request_timeout,
+        max_age: config.events.max_age,
+        max_ahead: config.events.max_ahead,
+    }
+}
+
+pub(super) fn server(config: &Config) -> api::ServerSettings {
+    api::ServerSettings { header_timeout: config.server.header_timeout, shutdown: config.shutdown.requests }
+}
+
+pub(super) fn tenants(config: &Config) -> Result<Tenants> {
+    let bucket = |per_second: u32, burst: u32| {
+        let rate = (per_second > 0).then(|| Rate::new(per_second.into(), burst.into())).transpose();
+        rate.map(Bucket::new)
+    };
+    let tenants = config.tenants.iter().map(|tenant| {
+        let quota = &tenant.quota;
+        Ok(Tenant {
+            id: tenant.id,
+            retention: Retention::of(tenant.retention.duration()),
+            events: bucket(quota.events_per_second, quota.events_burst)?,
+            kib: bucket(quota.kib_per_second, quota.kib_burst)?,
+            keys: tenant.key_hashes().collect(),
+        })
+    });
+    tenants.collect::<Result<Vec<_>>>().map(Tenants::new).context("the quota of a tenant")
+}
+
+pub(super) fn range_limits(config: &Config) -> RangeLimits {
+    RangeLimits {
+        rows: config.sink.max_rows,
+        bytes: size(config.sink.max_bytes),
+        age: config.sink.max_age,
+        expiries: EXPIRIES_PER_INSERT,
+    }
+}
+
+pub(super) fn sink(config: &Config) -> sink::Settings {
+    sink::Settings {
+        inserts_in_flight: config.sink.inserts_in_flight,
+        drain: config.shutdown.sink,
+        ..sink::Settings::default()
+    }
+}
+
+/// The server's settings, or those of the child at `embedded`: on loopback, where compressing costs more than it saves,
+/// and without a password.
+pub(super) fn clickhouse(config: &Config, embedded: Option<String>) -> clickhouse::Settings {
+    let settings = &config.clickhouse;
+    let is_embedded = embedded.is_some();
+    clickhouse::Settings {
+        url: embedded.or_else(|| settings.url.clone()).unwrap_or_default(),
+        user: if is_embedded { "default".to_owned() } else { settings.user.clone() },
+        password: if is_embedded { String::new() } else { settings.password.expose().to_owned() },
+        database: settings.database.clone(),
+        ca_file: settings.ca_file.clone(),
+        compression: match settings.compression {
+            config::ClickHouseCompression::Lz4 if !is_embedded => clickhouse::Compression::Lz4,
+            _ => clickhouse::Compression::None,
+        },
+        insert_timeout: settings.insert_timeout,
+    }
+}
+
+pub(super) fn template(config: &Config, embedded: bool) -> clickhouse::Template {
+    let settings = &config.clickhouse;
+    clickhouse::Template { database: settings.database.clone(), cluster: settings.cluster.clone(), embedded }
+}
+
+pub(super) fn broker(config: &Config) -> broker::Settings {
+    let settings = &config.redpanda;
+    broker::Settings {
+        brokers: settings.brokers.join(","),
+        topic: settings.topic.clone(),
+        partitions: settings.partitions.unsigned_abs(),
+        replication_factor: settings.replication_factor.unsigned_abs(),
+        min_insync_replicas: settings.min_insync_replicas.unsigned_abs(),
+        retention: settings.retention,
+        create_topic: settings.create_topic,
+        batch_size: settings.batch_size,
+        max_message_bytes: size(settings.max_message_bytes),
+        compression: settings.compression.as_str().to_owned(),
+        in_flight_bytes: size(settings.in_flight_bytes),
+        drain: config.shutdown.relay,
+        group: settings.group.clone(),
+        properties: settings.properties.iter().map(|(key, value)| (key.clone(), value.expose().to_owned())).collect(),
+        ..broker::Settings::default()
+    }
+}

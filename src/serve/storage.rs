@@ -1,0 +1,129 @@
+//! From a source into ClickHouse: the engine's own child if there is no server, the tables, the source, the sink.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
+
+use super::{Common, OpenLog, settings};
+use crate::{
+    broker::source::KafkaSource,
+    clickhouse::{
+        Client, MigrateError, Migrator, Mode,
+        embedded::{Supervisor, SupervisorSettings},
+        wait_and_migrate,
+    },
+    config::{Config, Migrate},
+    health::{Component, Health},
+    metrics::Metrics,
+    sink::{Sink, WalSource},
+};
+
+/// Stores what the source gives until `stop`. With a `log` it is the source, else the broker is.
+///
+/// # Errors
+/// What no waiting mends: libchdb is missing, a migration was changed, the source failed for good.
+pub(super) async fn run(common: &Common, log: Option<OpenLog>, stop: CancellationToken) -> Result<()> {
+    let health = common.health.component("clickhouse");
+    // Known from the start, so that /health names what does not run yet.
+    let sink_health = common.health.component("sink");
+    let child = tokio::select! {
+        child = start_embedded(&common.config, health.clone(), Arc::clone(&common.metrics)) => child?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let stored = store(common, log, child.as_ref(), health, sink_health, stop).await;
+    if let Some(child) = child {
+        child.stop().await;
+    }
+    stored
+}
+
+async fn store(
+    common: &Common,
+    log: Option<OpenLog>,
+    child: Option<&Supervisor>,
+    health: Component,
+    sink_health: Component,
+    stop: CancellationToken,
+) -> Result<()> {
+    let config = &common.config;
+    let (client, migrator) = client(config, child)?;
+    match wait_and_migrate(&client, &migrator, mode(config), &health, &stop).await {
+        Err(MigrateError::Cancelled) => return Ok(()),
+        migrated => migrated.context("bringing ClickHouse's tables up to date")?,
+    }
+
+    let (settings, metrics) = (settings::sink(config), Arc::clone(&common.metrics));
+    let limits = settings::range_limits(config);
+    if let Some(OpenLog { wal, reader }) = log {
+        let source = WalSource::new(wal, reader, limits, common.dead_letters.clone(), Arc::clone(&metrics))
+            .context("reading the write-ahead log")?;
+        Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
+    } else {
+        let source = KafkaSource::new(
+            settings::broker(config),
+            limits,
+            common.dead_letters.clone(),
+            common.health.component("broker"),
+            Arc::clone(&metrics),
+        )
+        .context("joining the consumer group")?;
+        Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
+    }
+    Ok(())
+}
+
+/// Creates and changes the tables, then returns: the `migrate` subcommand.
+///
+/// # Errors
+/// ClickHouse's, at once: whoever runs this waits for an answer.
+pub async fn migrate(config: Config) -> Result<()> {
+    let health = Health::default().component("clickhouse");
+    let child = start_embedded(&config, health, Arc::new(Metrics::new())).await?;
+    let migrated = async {
+        let (_, migrator) = client(&config, child.as_ref())?;
+        let applied = migrator.apply().await.context("migrating")?;
+        if applied.is_empty() {
+            tracing::info!("the tables are up to date");
+        }
+        for file in applied {
+            tracing::info!(file, "applied");
+        }
+        Ok(())
+    }
+    .await;
+    if let Some(child) = child {
+        child.stop().await;
+    }
+    migrated
+}
+
+async fn start_embedded(config: &Config, health: Component, metrics: Arc<Metrics>) -> Result<Option<Supervisor>> {
+    if config.clickhouse.url.is_some() {
+        return Ok(None);
+    }
+    let settings = SupervisorSettings {
+        program: std::env::current_exe().context("finding this program's own file")?,
+        path: config.clickhouse_path(),
+        port: config.clickhouse.embedded.port,
+        library: config.clickhouse.embedded.library.clone(),
+    };
+    let child = Supervisor::start(settings, health, metrics).await.context("starting the embedded ClickHouse")?;
+    tracing::info!(url = child.url(), "embedded ClickHouse listening");
+    Ok(Some(child))
+}
+
+fn client(config: &Config, child: Option<&Supervisor>) -> Result<(Client, Migrator)> {
+    let client = Client::new(&settings::clickhouse(config, child.map(Supervisor::url)))
+        .context("setting up the client of ClickHouse")?;
+    let template = settings::template(config, child.is_some());
+    let migrator = Migrator::new(client.clone(), template);
+    Ok((client, migrator))
+}
+
+fn mode(config: &Config) -> Mode {
+    match config.clickhouse.migrate {
+        Migrate::Auto => Mode::Auto,
+        Migrate::Verify => Mode::Verify,
+    }
+}

@@ -1,0 +1,164 @@
+//! What was acknowledged is there, whatever ends the engine.
+
+use std::time::Duration;
+
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{
+    engine::{Setup, eventually, signal},
+    load::Load,
+};
+
+#[test]
+fn kill_9_under_load_loses_nothing_that_was_acknowledged() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let mut acknowledged = std::collections::HashSet::new();
+    for _ in 0..3 {
+        let mut engine = setup.start();
+        engine.clickhouse();
+        let load = Load::start(&engine);
+        load.wait_for_requests(100);
+        engine.kill();
+        let sent = load.stop();
+        assert!(sent.broken > 0, "requests were in flight at the kill");
+        acknowledged.extend(sent.acknowledged);
+    }
+    let engine = setup.start();
+    let sent = crate::support::load::Sent { acknowledged, refused: Vec::new(), broken: 0 };
+    sent.wait_until_stored(&engine.clickhouse());
+}
+
+#[test]
+fn sigterm_under_load_answers_what_is_in_flight_and_exits_0() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let mut engine = setup.start();
+    engine.clickhouse();
+    let load = Load::start(&engine);
+    load.wait_for_requests(100);
+    let status = engine.terminate();
+    let sent = load.stop();
+    assert_eq!(status.code(), Some(0), "{}", engine.log());
+    assert_eq!(sent.refused, Vec::<String>::new(), "nothing in flight was refused");
+    let engine = setup.start();
+    sent.wait_until_stored(&engine.clickhouse());
+}
+
+#[test]
+fn the_clickhouse_child_killed_under_load_is_restarted_and_all_arrives() {
+    let home = tempfile::tempdir().unwrap();
+    let engine = Setup::new(home.path()).start();
+    let clickhouse = engine.clickhouse();
+    let load = Load::start(&engine);
+    for kill in 1..=3 {
+        load.wait_for_requests(50);
+        signal(child_of(engine.pid()), "KILL");
+        eventually("the child is started again", || {
+            engine.metric("ingestion_clickhouse_starts_total") >= f64::from(kill + 1)
+        });
+    }
+    load.wait_for_requests(50);
+    let sent = load.stop();
+    assert_eq!((sent.refused, sent.broken), (Vec::new(), 0), "accepted throughout");
+    let sent = crate::support::load::Sent { acknowledged: sent.acknowledged, refused: Vec::new(), broken: 0 };
+    sent.wait_until_stored(&clickhouse);
+    assert_eq!(
+        clickhouse.number("SELECT count() FROM overwatch.events"),
+        clickhouse.number("SELECT uniqExact(tenant_id, event_id) FROM overwatch.events"),
+        "a repeated insert is dropped by its token"
+    );
+    eventually("health clears by itself", || engine.get("/health").json()["status"] == "up");
+}
+
+/// The only child of the engine's process: its embedded ClickHouse.
+fn child_of(pid: u32) -> u32 {
+    let mut child = None;
+    eventually("the engine has a child", || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let all = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok());
+        child = all.chain([text]).find_map(|text| text.split_whitespace().next()?.parse().ok());
+        child.is_some()
+    });
+    child.unwrap()
+}
+
+#[test]
+fn a_clickhouse_that_is_away_shows_in_health_and_not_in_the_answers() {
+    let home = tempfile::tempdir().unwrap();
+    // A port that nobody listens on: the server of a configuration that is right and down.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let setup = Setup::new(home.path());
+    let mut engine = Setup::new(home.path()).env("INGESTION_CLICKHOUSE_URL", format!("http://{free}")).start();
+    let ids: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
+    for id in &ids {
+        let event = json!({"id": id, "type": "custom", "name": "n"});
+        assert_eq!(engine.ingest(event.to_string()).status, 200);
+    }
+    eventually("health names ClickHouse", || engine.component("clickhouse")["state"] == "down");
+    let report = engine.component("clickhouse");
+    assert!(report["reason"].as_str().unwrap().contains("cannot be reached"), "{report}");
+    let health = engine.get("/health");
+    assert_eq!((health.status, &health.json()["status"]), (200, &json!("degraded")));
+    assert_eq!(engine.get("/health/ready").status, 200, "ready means: can accept durably");
+    assert_eq!(engine.metric("ingestion_wal_events"), 50.0);
+    assert_eq!(engine.terminate().code(), Some(0));
+
+    // The same log, now with an engine of its own behind it; `drain` exits once it is empty.
+    let (status, text) = setup.run("drain");
+    assert!(status.success(), "{text}");
+    let engine = setup.start();
+    engine.clickhouse().wait_for("SELECT count(), uniqExact(event_id) FROM overwatch.events", "50\t50");
+    assert_eq!(engine.metric("ingestion_wal_events"), 0.0);
+}
+
+#[test]
+fn drain_that_cannot_empty_the_log_does_not_say_so() {
+    let home = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = Setup::new(home.path()).env("INGESTION_CLICKHOUSE_URL", format!("http://{free}"));
+    let mut engine = away.start();
+    assert_eq!(engine.ingest(r#"{"type":"custom","name":"n"}"#).status, 200);
+    engine.terminate();
+    let mut drain = away.command("drain").stderr(std::process::Stdio::null()).spawn().unwrap();
+    // It goes on trying until it is told to stop, and then says that it did not finish.
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(drain.try_wait().unwrap().is_none(), "it ended with a log that is not empty");
+    signal(drain.id(), "TERM");
+    assert_eq!(drain.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_full_log_refuses_with_503_and_recovers_as_it_drains() {
+    let home = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let small = "[wal]\nmax_disk_bytes = \"64MiB\"\n";
+    let setup = Setup::new(home.path()).config(small);
+    let mut engine =
+        Setup::new(home.path()).config(small).env("INGESTION_CLICKHOUSE_URL", format!("http://{free}")).start();
+    let mut accepted = 0;
+    let refused = loop {
+        // Random text, so that it is the log's quota that ends this and not the compression.
+        let blob: String = (0..2000).map(|_| Uuid::new_v4().simple().to_string()).collect();
+        let event = json!({"type": "custom", "name": "n", "blob": blob.get(..60_000)});
+        let answer = engine.ingest(json!([event, event, event, event]).to_string());
+        if answer.status != 200 {
+            break answer;
+        }
+        accepted += 4;
+        assert!(accepted < 100_000, "the quota never bites");
+    };
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("wal_disk_quota")), "{refused:?}");
+    assert_eq!(refused.header("retry-after"), "10");
+    assert_eq!(engine.get("/health/ready").status, 503);
+    let report = engine.component("wal");
+    assert!(report["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{report}");
+    assert_eq!(engine.terminate().code(), Some(0));
+
+    let engine = setup.start();
+    engine.clickhouse().wait_for("SELECT count() FROM overwatch.events", &accepted.to_string());
+    eventually("the log takes events again", || engine.ingest(r#"{"type":"custom","name":"n"}"#).status == 200);
+    eventually("ready again", || engine.get("/health/ready").status == 200);
+}

@@ -1,0 +1,17 @@
+//! Tests of the engine as a whole: the real binary against the real ClickHouse engine and the real broker.
+//!
+//! One binary, because each links librdkafka and sled.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    reason = "tests fail by panicking"
+)]
+
+mod support;
+
+mod api;
+mod configuration;
+mod durability;
+mod outages;

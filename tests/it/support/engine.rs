@@ -1,0 +1,334 @@
+//! The engine as its users run it: the real binary, with a configuration file and a data folder of its own.
+
+use std::{
+    fmt::Write as _,
+    io::{BufRead, BufReader, Read},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// Tenant and key of every test engine.
+pub const TENANT: &str = "00000000-0000-0000-0000-000000000000";
+pub const KEY: &str = "secret";
+
+/// Far above what any step takes, so that only a fault reaches it.
+pub const DEADLINE: Duration = Duration::from_secs(90);
+
+/// Waits until `done` says so.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What the engine writes to standard error: one JSON object a line.
+#[derive(Default)]
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    more: Condvar,
+}
+
+impl Log {
+    fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + DEADLINE;
+        let mut seen = 0;
+        let mut lines = self.lines.lock().unwrap();
+        loop {
+            if let Some(found) = lines.0.iter().skip(seen).find_map(|line| find(line)) {
+                return found;
+            }
+            seen = lines.0.len();
+            let (left, ended) = (deadline.saturating_duration_since(Instant::now()), lines.1);
+            assert!(!ended && !left.is_zero(), "no {what} in the log:\n{}", lines.0.join("\n"));
+            lines = self.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+}
+
+/// How to start an engine. Ports are chosen by the system.
+pub struct Setup {
+    folder: PathBuf,
+    top: String,
+    sections: String,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// An engine whose files are in `folder`.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), top: String::new(), sections: String::new(), environment: Vec::new() }
+    }
+
+    /// Adds TOML behind the sections that every test engine has.
+    pub fn config(mut self, toml: &str) -> Self {
+        writeln!(self.sections, "{toml}").unwrap();
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Uses the broker at `address`, with a topic that one broker can hold.
+    pub fn broker(self, address: &str) -> Self {
+        self.env("INGESTION_REDPANDA_BROKERS", address)
+            .env("INGESTION_REDPANDA_REPLICATION_FACTOR", "1")
+            .env("INGESTION_REDPANDA_MIN_INSYNC_REPLICAS", "1")
+            .env("INGESTION_REDPANDA_PARTITIONS", "4")
+    }
+
+    pub fn command(&self, subcommand: &str) -> Command {
+        let file = self.folder.join("engine.toml");
+        let data = self.folder.join("data");
+        let toml = format!(
+            "data_dir = {data:?}\n{}\n[server]\nhost = \"127.0.0.1\"\nport = 0\nadmin_listen = \"\"\n\
+             [clickhouse.embedded]\nport = 0\n[log]\nformat = \"json\"\n{}\n\
+             [[tenants]]\nid = \"{TENANT}\"\napi_keys = [\"{KEY}\"]\n",
+            self.top, self.sections
+        );
+        std::fs::write(&file, toml).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ingestion-engine"));
+        command.arg("--config").arg(file).arg(subcommand);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("INGESTION_")) {
+            command.env_remove(name);
+        }
+        command.envs(self.environment.iter().cloned());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it and waits until it listens.
+    pub fn start(&self) -> Engine {
+        let mut child = self.command("serve").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Log::default());
+        let stderr = child.stderr.take().unwrap();
+        let reader = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in BufReader::new(stderr).lines() {
+                    let Ok(line) = line else { break };
+                    log.lines.lock().unwrap().0.push(line);
+                    log.more.notify_all();
+                }
+                log.lines.lock().unwrap().1 = true;
+                log.more.notify_all();
+            }
+        });
+        let api = log.wait_for("listening API", |line| field(line, "api listening", "address"));
+        Engine { child, log, reader: Some(reader), api: format!("http://{api}"), agent: agent() }
+    }
+
+    /// Runs a subcommand to its end.
+    pub fn run(&self, subcommand: &str) -> (ExitStatus, String) {
+        let mut child = self.command(subcommand).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let errors = thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut text = String::new();
+        stdout.read_to_string(&mut text).unwrap();
+        text.push_str(&errors.join().unwrap());
+        (wait(&mut child, "end of a subcommand"), text)
+    }
+}
+
+fn field(line: &str, message: &str, name: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    (line["message"] == message).then(|| line[name].as_str().unwrap_or_default().to_owned())
+}
+
+fn wait(child: &mut Child, what: &str) -> ExitStatus {
+    let mut status = None;
+    eventually(what, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
+/// A client that returns every status, and keeps connections.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(60)))
+        .build()
+        .into()
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: ureq::http::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn from(mut response: ureq::http::Response<ureq::Body>) -> Self {
+        let text = response.body_mut().with_config().limit(1 << 30).read_to_string().unwrap();
+        Self { status: response.status().as_u16(), headers: response.headers().clone(), text }
+    }
+}
+
+/// A running engine; killed when dropped.
+pub struct Engine {
+    child: Child,
+    log: Arc<Log>,
+    reader: Option<thread::JoinHandle<()>>,
+    api: String,
+    agent: ureq::Agent,
+}
+
+impl Engine {
+    pub fn api(&self) -> &str {
+        &self.api
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a body to `/ingest` as the test tenant.
+    pub fn ingest(&self, body: impl AsRef<[u8]>) -> Answer {
+        self.post(&format!("Bearer {TENANT}:{KEY}"), &[], body.as_ref())
+    }
+
+    /// Sends a body with headers of the caller's choice.
+    pub fn post(&self, authorization: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut request = self.agent.post(format!("{}/ingest", self.api)).header("authorization", authorization);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Answer::from(request.send(body).unwrap())
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        Answer::from(self.agent.get(format!("{}{path}", self.api)).call().unwrap())
+    }
+
+    /// The named component of `/health`.
+    pub fn component(&self, name: &str) -> Value {
+        self.get("/health").json()["components"][name].clone()
+    }
+
+    /// The value of one series of `/metrics`.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").text;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+    }
+
+    /// The embedded ClickHouse's address; waits until it is up.
+    pub fn clickhouse(&self) -> ClickHouse {
+        let url = self.log.wait_for("embedded ClickHouse", |line| field(line, "embedded ClickHouse listening", "url"));
+        ClickHouse { url, agent: agent() }
+    }
+
+    /// Waits for a line of the log whose text holds `part`.
+    pub fn wait_for_log(&self, part: &str) -> String {
+        self.log.wait_for(part, |line| line.contains(part).then(|| line.to_owned()))
+    }
+
+    /// Everything logged so far.
+    pub fn log(&self) -> String {
+        self.log.lines.lock().unwrap().0.join("\n")
+    }
+
+    /// kill -9, and waits for the end.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        let status = wait(&mut self.child, "end after kill -9");
+        assert_eq!(status.signal(), Some(9));
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        signal(self.child.id(), "TERM");
+        let status = wait(&mut self.child, "end after SIGTERM");
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        status
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child, "end of the engine")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+        if thread::panicking() {
+            eprintln!("log of the engine:\n{}", self.log());
+        }
+    }
+}
+
+/// Sends a signal to a process that a test started.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status().unwrap();
+    assert!(status.success(), "cannot send {name} to {pid}");
+}
+
+/// ClickHouse over HTTP, as a user would ask it.
+pub struct ClickHouse {
+    pub url: String,
+    agent: ureq::Agent,
+}
+
+impl ClickHouse {
+    /// The answer's text without the last line break, or the error.
+    pub fn try_query(&self, sql: &str) -> Result<String, String> {
+        match self.agent.post(&self.url).send(sql) {
+            Ok(response) => match Answer::from(response) {
+                Answer { status: 200, text, .. } => Ok(text.trim_end().to_owned()),
+                answer => Err(answer.text),
+            },
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    pub fn query(&self, sql: &str) -> String {
+        self.try_query(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    pub fn number(&self, sql: &str) -> u64 {
+        self.query(sql).parse().unwrap()
+    }
+
+    /// Waits until `sql` answers `expected`; errors while the engine restarts count as "not yet".
+    pub fn wait_for(&self, sql: &str, expected: &str) {
+        let mut last = Err(String::new());
+        let deadline = Instant::now() + DEADLINE;
+        while last.as_deref() != Ok(expected) {
+            assert!(Instant::now() < deadline, "{sql}: expected {expected}, got {last:?}");
+            thread::sleep(Duration::from_millis(50));
+            last = self.try_query(sql);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The harness: real processes, started and stopped by the tests that need them.
+
+pub mod engine;
+pub mod load;

@@ -1,13 +1,6 @@
 //! The client: the `clickhouse` crate with a limit on every wait and, if given, a CA of the operator's own.
 
-use std::{
-    fmt, fs,
-    future::Future,
-    io,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, fs, future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use clickhouse::{Row, RowOwned, RowRead, error::Error};

@@ -204,7 +204,8 @@ impl Migrator {
     /// What is on record; nothing when the table of records is not there yet.
     async fn applied(&self) -> Result<Vec<Record>, MigrateError> {
         let table = format!("{}.schema_migrations", quote_identifier(&self.template.database));
-        let query = format!("SELECT DISTINCT version, file, statement, checksum FROM {table} ORDER BY version, statement");
+        let query =
+            format!("SELECT DISTINCT version, file, statement, checksum FROM {table} ORDER BY version, statement");
         match self.client.fetch(&query).await {
             Err(error) if error.is_missing_table() => Ok(Vec::new()),
             result => result.map_err(MigrateError::Records),
@@ -357,7 +358,8 @@ mod tests {
         let mut files: Vec<_> =
             std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
         files.sort();
-        let listed: Vec<_> = std::iter::once("0000_schema_migrations.sql").chain(MIGRATIONS.iter().map(|m| m.file)).collect();
+        let listed: Vec<_> =
+            std::iter::once("0000_schema_migrations.sql").chain(MIGRATIONS.iter().map(|m| m.file)).collect();
         assert_eq!(files, listed);
         for migration in MIGRATIONS {
             assert!(migration.file.starts_with(&format!("{:04}_", migration.version)), "{}", migration.file);

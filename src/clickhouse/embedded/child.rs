@@ -1,0 +1,354 @@
+//! The body of the `clickhouse` subcommand: lock, port, engine, HTTP; and an orderly end.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use axum::serve::ListenerExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    engine::{Engine, OpenError},
+    facade::{self, Facade},
+    handshake::{Message, NONCE_VARIABLE},
+    lock::{LockError, PathLock},
+};
+
+/// How long a predecessor on the same path may take to exit.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long running requests may take to finish after SIGTERM or SIGINT; then they are cancelled.
+const FINISH: Duration = Duration::from_secs(15);
+
+/// How long cancelled requests may take to end; then the process ends without them.
+const CANCELLED: Duration = Duration::from_secs(3);
+
+/// How long the process may live on after its parent is gone: well below [`LOCK_PATIENCE`] of the next start.
+const ORPHANED: Duration = Duration::from_secs(5);
+
+/// Threads that move bytes between sockets and requests; everything heavy runs elsewhere.
+const ASYNC_THREADS: usize = 2;
+
+/// The pinned library's folder below the user's cache folder.
+const LIBRARY: &str = "ingestion-engine/libchdb-26.7.3-stable.1/libchdb.so";
+
+/// What the engine is started with, beside its path; measured on two cores beside an ingestion engine.
+const ENGINE_OPTIONS: [&str; 3] = [
+    // A file of this name in the working directory, or one of clickhouse-local's in the home folder, would be read.
+    "--config-file=",
+    // The engine takes a bare expression for a query; a server does not.
+    "--implicit_select=0",
+    // Answers are complete in memory before they are sent. A larger one is an error (396) and not the end of the process.
+    "--max_result_bytes=536870912",
+];
+
+/// The command line of the subcommand.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ChildArgs {
+    /// Folder of the tables; created if missing. One process at a time.
+    #[arg(long, default_value = "data/clickhouse")]
+    pub path: PathBuf,
+    /// Port on 127.0.0.1; 0 lets the system choose.
+    #[arg(long, default_value_t = 8123)]
+    pub port: u16,
+    /// libchdb.so; by default the one that `make setup` keeps in the user's cache folder.
+    #[arg(long)]
+    pub library: Option<PathBuf>,
+    /// Write the port to this file once queries are answered.
+    #[arg(long)]
+    pub port_file: Option<PathBuf>,
+    /// Exit when standard input closes (set by `serve`, which holds the other end).
+    #[arg(long, hide = true)]
+    pub watch_parent: bool,
+    /// Repeated on /ping (set by `serve`).
+    #[arg(long, env = NONCE_VARIABLE, hide = true, hide_env_values = true)]
+    pub nonce: Option<String>,
+}
+
+impl From<ChildArgs> for ChildSettings {
+    fn from(args: ChildArgs) -> Self {
+        let ChildArgs { path, port, library, port_file, watch_parent, nonce } = args;
+        Self { path, port, library, port_file, watch_parent, nonce }
+    }
+}
+
+/// What [`run`] needs to know.
+#[derive(Clone, Debug)]
+pub struct ChildSettings {
+    /// Folder of the tables; created if missing.
+    pub path: PathBuf,
+    /// Port on 127.0.0.1; 0: chosen by the system.
+    pub port: u16,
+    /// libchdb.so; None: the one in the user's cache folder.
+    pub library: Option<PathBuf>,
+    /// Written (the port and a line end, in one piece) once queries are answered.
+    pub port_file: Option<PathBuf>,
+    /// Exit when standard input closes, and report readiness or failure on standard output.
+    pub watch_parent: bool,
+    /// Repeated on `/ping` in `X-Ingestion-Nonce`.
+    pub nonce: Option<String>,
+}
+
+/// Why the subcommand ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// The library is not there.
+    #[error("there is no libchdb at {}: `make setup` fetches it; or set clickhouse.url to use a server", path.display())]
+    LibraryMissing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// Neither `XDG_CACHE_HOME` nor `HOME` says where the cache folder is.
+    #[error("neither XDG_CACHE_HOME nor HOME is set: name libchdb.so with --library")]
+    NoCacheFolder,
+    /// The path could not be made.
+    #[error("the folder {} cannot be used", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another process has the path.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// Another process has the port.
+    #[error(
+        "port {port} on 127.0.0.1 is taken by another process: stop it, or choose another port (clickhouse.embedded_port)"
+    )]
+    PortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// The port cannot be listened on.
+    #[error("cannot listen on 127.0.0.1:{port}")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The engine did not open.
+    #[error("the engine did not open {}", path.display())]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// The port file, a pipe, a signal handler or the server failed.
+    #[error("{what}")]
+    Io {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Requests did not end in time, not even cancelled.
+    #[error("requests still ran {} s after they were told to stop", FINISH.as_secs() + CANCELLED.as_secs())]
+    StillRunning,
+}
+
+/// Runs the engine behind its HTTP interface until SIGTERM, SIGINT or the parent's end. Blocks; at most once a process.
+///
+/// # Errors
+/// Any failure to start, and an end that was not orderly. After an error the process should exit at once.
+pub fn run(settings: ChildSettings) -> Result<(), ChildError> {
+    let reports = settings.watch_parent;
+    let result = start(settings);
+    if reports && let Err(error) = &result {
+        report(&Message::Failed { reason: with_sources(error) });
+    }
+    result
+}
+
+fn start(settings: ChildSettings) -> Result<(), ChildError> {
+    let ChildSettings { path, port, library, port_file, watch_parent, nonce } = settings;
+    let stop = CancellationToken::new();
+    if watch_parent {
+        let stop = stop.clone();
+        thread::Builder::new()
+            .name("parent-watch".to_owned())
+            .spawn(move || end_with_parent(&stop))
+            .map_err(|source| ChildError::Io { what: "cannot watch the parent", source })?;
+    }
+    let library = library.map_or_else(cached_library, Ok)?;
+    if !library.is_file() {
+        return Err(ChildError::LibraryMissing { path: library });
+    }
+    let unusable = |source| ChildError::Path { path: path.clone(), source };
+    std::fs::create_dir_all(&path).map_err(unusable)?;
+    let path = path.canonicalize().map_err(unusable)?;
+    let lock = PathLock::acquire(&path, LOCK_PATIENCE)?;
+
+    // Before the engine, which takes a second: a taken port should be known at once.
+    let listener =
+        TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => ChildError::PortTaken { port },
+            _ => ChildError::Listen { port, source },
+        })?;
+    let port = listener.local_addr().map_err(|source| ChildError::Listen { port, source })?.port();
+    let opened = std::time::Instant::now();
+    let engine = Engine::open(&library, &path, &ENGINE_OPTIONS)
+        .map_err(|source| ChildError::Open { path: path.clone(), source })?;
+    let facade = Facade::new(engine, nonce.as_deref());
+    tracing::info!(
+        version = facade.version(),
+        path = %path.display(),
+        milliseconds = u64::try_from(opened.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "the embedded engine is open"
+    );
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(ASYNC_THREADS)
+        .max_blocking_threads(facade::BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .map_err(|source| ChildError::Io { what: "cannot start the runtime", source })?;
+    let announce = move || announce(port, port_file.as_deref(), watch_parent, nonce.unwrap_or_default());
+    let ended = runtime.block_on(serve(&facade, listener, stop, announce));
+    if matches!(ended, Err(ChildError::StillRunning)) {
+        // Threads inside the library cannot be ended one by one, and its exit handlers would wait for them.
+        // A kill is a state from which the engine opens again: acknowledged inserts are in the tables.
+        tracing::error!("requests do not end: the process ends without them");
+        end_now();
+    }
+    drop(runtime);
+    // The last connection: closes the engine, before the lock is given up.
+    drop(facade);
+    drop(lock);
+    ended
+}
+
+async fn serve(
+    facade: &Arc<Facade>,
+    listener: TcpListener,
+    stop: CancellationToken,
+    announce: impl FnOnce() -> std::io::Result<()>,
+) -> Result<(), ChildError> {
+    let failed = |what| move |source| ChildError::Io { what, source };
+    listener.set_nonblocking(true).map_err(failed("cannot listen"))?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("cannot listen"))?.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+        }
+    });
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed("cannot handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("cannot handle SIGINT"))?;
+    let sweep = tokio::spawn(Arc::clone(facade).sweep_sessions());
+    let server = axum::serve(listener, facade.router()).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let mut server = tokio::spawn(server.into_future());
+    announce().map_err(failed("cannot announce the port"))?;
+
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        () = stop.cancelled() => None,
+        ended = &mut server => Some(flatten(ended)),
+    };
+    if let Some(Err(source)) = failure {
+        return Err(ChildError::Io { what: "the HTTP server failed", source });
+    }
+    tracing::info!("stopping: running requests finish first");
+    stop.cancel();
+    sweep.abort();
+    let finish = async {
+        let ended = flatten((&mut server).await);
+        // Requests whose client went away run on without a connection.
+        facade.drain().await;
+        ended
+    };
+    tokio::pin!(finish);
+    let finished = match tokio::time::timeout(FINISH, &mut finish).await {
+        Ok(finished) => finished,
+        Err(_) => {
+            if let Err(error) = facade.cancel_all() {
+                tracing::warn!(%error, "running requests cannot be cancelled");
+            }
+            match tokio::time::timeout(CANCELLED, &mut finish).await {
+                Ok(finished) => finished,
+                // A client that never ends its body is no reason: only what runs in the engine is.
+                Err(_) if facade.is_idle() => Ok(()),
+                Err(_) => return Err(ChildError::StillRunning),
+            }
+        }
+    };
+    finished.map_err(failed("the HTTP server failed"))
+}
+
+fn flatten(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> std::io::Result<()> {
+    ended.map_err(std::io::Error::other)?
+}
+
+/// Says where queries are answered: to the port file, to the parent, or to the terminal.
+fn announce(port: u16, port_file: Option<&Path>, to_parent: bool, nonce: String) -> std::io::Result<()> {
+    if let Some(file) = port_file {
+        // Renamed into place, so that a reader never sees half a number.
+        let partial = file.with_extension("partial");
+        std::fs::write(&partial, format!("{port}\n"))?;
+        std::fs::rename(&partial, file)?;
+    }
+    if to_parent {
+        report(&Message::Ready { port, nonce });
+    } else {
+        writeln!(std::io::stderr(), "listening on http://127.0.0.1:{port}")?;
+    }
+    Ok(())
+}
+
+fn report(message: &Message) {
+    let mut out = std::io::stdout().lock();
+    // A parent that is gone reads nothing, and then the closing pipe ends this process.
+    if writeln!(out, "{}", message.line()).and_then(|()| out.flush()).is_err() {
+        tracing::debug!("the parent does not listen");
+    }
+}
+
+/// Waits for the end of standard input, the pipe that the parent holds open as long as it lives.
+fn end_with_parent(stop: &CancellationToken) {
+    let mut input = std::io::stdin().lock();
+    let mut ignored = [0; 64];
+    loop {
+        match input.read(&mut ignored) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    tracing::info!("the parent is gone: stopping");
+    stop.cancel();
+    // An orderly end takes less, and then this thread ends with the process.
+    thread::sleep(ORPHANED);
+    end_now();
+}
+
+/// Ends the process without running exit handlers.
+fn end_now() {
+    let ended = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    if ended.is_err() {
+        std::process::abort();
+    }
+}
+
+fn cached_library() -> Result<PathBuf, ChildError> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    Ok(cache.ok_or(ChildError::NoCacheFolder)?.join(LIBRARY))
+}
+
+/// An error and its causes in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

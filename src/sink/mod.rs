@@ -1,1 +1,146 @@
+//! The sink: ranges of rows into ClickHouse, each of them once.
+//!
+//! ```text
+//! Source::next -> range -> one INSERT, one block, under the range's token -> Source::commit
+//!                            | fails: wait, the same bytes under the same token again, without end
+//! ```
+//!
+//! - A range is inserted until ClickHouse says yes. Whatever the error, nothing is dropped and nothing is skipped; only
+//!   its partition waits, and `/health` says for what. A repeat is recognised by its token, in `events` and in the
+//!   target of every view.
+//! - Ranges of different partitions are inserted side by side, up to [`Settings::inserts_in_flight`]. Those of one
+//!   partition follow each other: the source gives out the next after the commit.
+//! - A range whose partition is taken away is given up at once: its new owner repeats it.
+//! - On shutdown nothing new is taken, a running insert may finish within [`Settings::drain`], and one that is
+//!   waiting for its next attempt is left where it came from.
+//! - What this is not: it does not look into rows, and does not decide what a bad one is.
+
+mod insert;
+mod report;
 pub mod source;
+
+use std::{sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{clickhouse::Client, health::Component, metrics::Metrics};
+use insert::{Inserter, Outcome};
+use report::Report;
+use source::{Range, Source, SourceError};
+
+/// How the sink works.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Inserts at a time; at least 1.
+    pub inserts_in_flight: usize,
+    /// Pause after the first failed attempt; doubles with each, with jitter.
+    pub retry_first: Duration,
+    /// Longest pause between attempts.
+    pub retry_longest: Duration,
+    /// On shutdown, how long running inserts may take to finish.
+    pub drain: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            inserts_in_flight: 2,
+            retry_first: Duration::from_millis(100),
+            // Longer would only delay the recovery: an attempt that is refused costs nobody anything.
+            retry_longest: Duration::from_secs(5),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why the sink stopped by itself.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SinkError {
+    /// The source cannot go on.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// An insert's task panicked.
+    #[error("an insert task failed")]
+    Task(#[from] JoinError),
+}
+
+/// Moves ranges from a source into ClickHouse.
+pub struct Sink<S> {
+    source: S,
+    inserter: Arc<Inserter>,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    report: Report,
+}
+
+impl<S: Source> Sink<S> {
+    /// A sink of `source`; [`Sink::run`] starts it. The tables must be there: [`crate::clickhouse::wait_and_migrate`].
+    pub fn new(source: S, client: Client, settings: Settings, health: Component, metrics: Arc<Metrics>) -> Self {
+        let report = Report::new(health, client.database());
+        let inserter = Inserter::new(client, settings.clone(), report.clone(), metrics.clone());
+        Self { source, inserter: Arc::new(inserter), settings, metrics, report }
+    }
+
+    /// Works until `cancel`, then finishes what is running.
+    ///
+    /// # Errors
+    /// [`SinkError`] when the source fails for good. Errors of ClickHouse are waited out.
+    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), SinkError> {
+        self.report.started();
+        let mut inserts = JoinSet::new();
+        let most = self.settings.inserts_in_flight.max(1);
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                Some(done) = inserts.join_next() => self.finish(done?).await?,
+                range = self.source.next(), if inserts.len() < most => self.start(range?, &mut inserts, &cancel),
+            }
+        }
+        self.drain(inserts).await
+    }
+
+    fn start(&self, range: Range, inserts: &mut JoinSet<(Range, Outcome)>, stop: &CancellationToken) {
+        self.metrics.sink_pending_rows.inc_by(count(range.rows));
+        let (inserter, stop) = (self.inserter.clone(), stop.clone());
+        inserts.spawn(async move {
+            let outcome = inserter.store(&range, &stop).await;
+            (range, outcome)
+        });
+    }
+
+    async fn finish(&mut self, (range, outcome): (Range, Outcome)) -> Result<(), SinkError> {
+        self.metrics.sink_pending_rows.dec_by(count(range.rows));
+        match outcome {
+            Outcome::Stored => self.source.commit(&range).await?,
+            Outcome::Revoked => self.source.abandon(&range).await,
+            Outcome::Stopped => {}
+        }
+        Ok(())
+    }
+
+    async fn drain(mut self, mut inserts: JoinSet<(Range, Outcome)>) -> Result<(), SinkError> {
+        let deadline = Instant::now() + self.settings.drain;
+        while let Ok(Some(done)) = timeout_at(deadline, inserts.join_next()).await {
+            self.finish(done?).await?;
+        }
+        if !inserts.is_empty() {
+            tracing::warn!(
+                inserts = inserts.len(),
+                "stopped with inserts running; they are repeated at the next start"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Rows as a gauge counts them.
+fn count(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}

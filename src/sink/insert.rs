@@ -1,0 +1,124 @@
+//! One range, one insert: the statement, its settings, and the repeats.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use rand::Rng as _;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Settings, report::Report, source::Range};
+use crate::{
+    clickhouse::{Client, QueryError, quote_identifier},
+    metrics::Metrics,
+    row::{EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS},
+};
+
+/// How the storing of a range ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Every row is in ClickHouse.
+    Stored,
+    /// The partition was taken away first.
+    Revoked,
+    /// The sink was asked to stop while ClickHouse refused.
+    Stopped,
+}
+
+/// Stores ranges. Shared by all inserts in flight.
+pub(super) struct Inserter {
+    client: Client,
+    statement: String,
+    settings: Settings,
+    report: Report,
+    metrics: Arc<Metrics>,
+}
+
+impl Inserter {
+    pub(super) fn new(client: Client, settings: Settings, report: Report, metrics: Arc<Metrics>) -> Self {
+        let statement = statement(client.database());
+        Self { client, statement, settings, report, metrics }
+    }
+
+    /// Inserts `range` until it is stored, its partition is taken away, or `stop` comes while it cannot be stored.
+    pub(super) async fn store(&self, range: &Range, stop: &CancellationToken) -> Outcome {
+        let mut pause = self.settings.retry_first;
+        let mut attempts = 0_u32;
+        loop {
+            let attempt = tokio::select! {
+                biased;
+                () = range.revoked.cancelled() => Err(None),
+                result = self.attempt(range) => result.map_err(Some),
+            };
+            match attempt {
+                Ok(took) => {
+                    self.stored(range, took);
+                    return Outcome::Stored;
+                }
+                Err(None) => {
+                    self.report.resolved(&range.id);
+                    return Outcome::Revoked;
+                }
+                Err(Some(error)) => {
+                    attempts = attempts.saturating_add(1);
+                    self.metrics.error("sink");
+                    self.report.failed(&range.id, attempts, &error);
+                }
+            }
+            // Half of the pause is random, so that partitions that failed together do not come back together.
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+            tokio::select! {
+                biased;
+                () = range.revoked.cancelled() => {}
+                () = stop.cancelled() => return Outcome::Stopped,
+                () = tokio::time::sleep(jittered) => {}
+            }
+            pause = (pause * 2).min(self.settings.retry_longest);
+        }
+    }
+
+    async fn attempt(&self, range: &Range) -> Result<Duration, QueryError> {
+        let started = Instant::now();
+        // A range of which every row went to the dead letters is only to be committed.
+        if range.rows > 0 {
+            self.client.insert(&self.statement, &insert_settings(range), range.body.clone()).await?;
+        }
+        Ok(started.elapsed())
+    }
+
+    fn stored(&self, range: &Range, took: Duration) {
+        self.report.resolved(&range.id);
+        self.metrics.sink_rows.inc_by(range.rows as u64);
+        self.metrics.sink_inserts.inc();
+        self.metrics.sink_insert.observe(took.as_secs_f64());
+        let lag = Timestamp::now().as_millisecond().saturating_sub(range.oldest_received_at_ms);
+        self.metrics.sink_lag.set(Duration::from_millis(u64::try_from(lag).unwrap_or(0)).as_secs_f64());
+    }
+}
+
+/// The insert, naming every column that a row has: one that a later migration adds takes its default.
+fn statement(database: &str) -> String {
+    let columns = EVENT_COLUMNS.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS);
+    let columns: Vec<String> = columns.map(|column| quote_identifier(column)).collect();
+    format!("INSERT INTO {}.events ({}) FORMAT RowBinary", quote_identifier(database), columns.join(", "))
+}
+
+/// What every insert pins, whatever the server's or the user's profile says.
+fn insert_settings(range: &Range) -> [(&'static str, String); 8] {
+    [
+        // Gathered with others' rows an insert would have no block, hence no token, of its own.
+        ("async_insert", "0".into()),
+        ("insert_deduplicate", "1".into()),
+        ("insert_deduplication_token", range.id.to_string()),
+        // A repeat must reach the views' targets too: each has a window of its own and recognises it there.
+        ("deduplicate_blocks_in_dependent_materialized_views", "1".into()),
+        // One block: a token stands for whole ranges only. The reader of the format cuts at the first, the writer
+        // gathers until the second.
+        ("max_insert_block_size", range.rows.to_string()),
+        ("min_insert_block_size_rows", range.rows.to_string()),
+        ("min_insert_block_size_bytes", "0".into()),
+        // The source bounds the partitions of a range. A limit here would make the one record that is above it
+        // (a request of many retentions) impossible to store for ever.
+        ("max_partitions_per_insert_block", "0".into()),
+    ]
+}

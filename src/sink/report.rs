@@ -1,0 +1,117 @@
+//! What the sink says of itself: which ranges cannot be stored, and why.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+
+use super::source::RangeId;
+use crate::{
+    clickhouse::{Kind, QueryError},
+    health::Component,
+};
+
+/// The ranges that wait for ClickHouse, shared by all inserts.
+#[derive(Clone)]
+pub(super) struct Report {
+    health: Component,
+    database: Arc<str>,
+    waiting: Arc<Mutex<HashMap<RangeId, Trouble>>>,
+}
+
+struct Trouble {
+    /// Whether ClickHouse as a whole does not work, or this range only.
+    general: bool,
+    reason: String,
+}
+
+impl Report {
+    pub(super) fn new(health: Component, database: &str) -> Self {
+        Self { health, database: database.into(), waiting: Arc::default() }
+    }
+
+    pub(super) fn started(&self) {
+        self.health.up();
+    }
+
+    /// Notes a failed attempt.
+    pub(super) fn failed(&self, range: &RangeId, attempts: u32, error: &QueryError) {
+        let cause = self.explain(error);
+        let general = matches!(error.kind(), Kind::Infrastructure | Kind::Configuration);
+        // The first failure is an event; the hundredth of an outage is not.
+        if attempts.is_power_of_two() {
+            tracing::warn!(%range, attempts, error = %error, "an insert failed and is repeated");
+        }
+        let reason = format!("{cause}; range {range} waits and nothing is lost");
+        self.waiting.lock().insert(range.clone(), Trouble { general, reason });
+        self.publish();
+    }
+
+    /// Notes that `range` is stored or somebody else's.
+    pub(super) fn resolved(&self, range: &RangeId) {
+        self.waiting.lock().remove(range);
+        self.publish();
+    }
+
+    fn explain(&self, error: &QueryError) -> String {
+        let database = &self.database;
+        match error.kind() {
+            Kind::Infrastructure if error.code().is_none() => format!("ClickHouse cannot be reached: {error}"),
+            Kind::Infrastructure => format!("ClickHouse refuses inserts: {error}"),
+            Kind::Configuration if error.is_missing_table() => {
+                format!(
+                    "a table of database {database} is missing; if ClickHouse lost its data, run \
+                     `ingestion-engine migrate`: {error}"
+                )
+            }
+            Kind::Configuration => format!("ClickHouse refuses this engine: {error}"),
+            Kind::Data => format!("ClickHouse refuses the rows: {error}"),
+            Kind::ViewPush { view } => {
+                format!("materialized view {view} fails and must be mended or dropped: {error}")
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let waiting = self.waiting.lock();
+        // Held while reporting: of two changes the later one must be the one that stays.
+        match waiting.values().find(|trouble| trouble.general).or_else(|| waiting.values().next()) {
+            Some(trouble) if trouble.general => self.health.down(trouble.reason.as_str()),
+            Some(trouble) => self.health.degraded(trouble.reason.as_str()),
+            None => self.health.up(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::indexing_slicing, reason = "tests")]
+
+    use super::*;
+    use crate::health::{Health, State};
+
+    fn error(text: &str) -> QueryError {
+        QueryError::from(clickhouse::error::Error::BadResponse(text.to_owned()))
+    }
+
+    fn range(partition: u32) -> RangeId {
+        RangeId { topic: "events".into(), partition, first: 1, last: 9 }
+    }
+
+    #[test]
+    fn health_names_the_range_and_the_cause_and_clears() {
+        let health = Health::default();
+        let report = Report::new(health.component("sink"), "o");
+        let now = || health.snapshot()["sink"].clone();
+        report.started();
+        report.failed(&range(0), 1, &error("Code: 27. DB::Exception: bad row"));
+        assert_eq!(now().state, State::Degraded);
+        assert!(now().reason.unwrap_or_default().contains("events:0:1-9"));
+        report.failed(&range(1), 1, &error("Code: 60. DB::Exception: Table o.events does not exist"));
+        assert_eq!(now().state, State::Down);
+        assert!(now().reason.unwrap_or_default().contains("`ingestion-engine migrate`"));
+        report.resolved(&range(1));
+        assert_eq!(now().state, State::Degraded);
+        report.resolved(&range(0));
+        assert_eq!((now().state, now().reason), (State::Up, None));
+    }
+}

@@ -1,3 +1,4 @@
+pub mod broker;
 pub mod clickhouse;
 pub mod config;
 pub mod dead_letters;

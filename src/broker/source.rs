@@ -1,0 +1,183 @@
+//! The topic as the sink reads it: ranges of each partition, recorded with the group before they are given out.
+//!
+//! ```text
+//! polling thread:  poll -> decode -> buffer of the partition          (pauses partitions whose buffer is full)
+//! committer:       buffer -> range -> commit (first, "last in flight") -> next()
+//!                  commit(range) -> commit (last + 1)
+//! ```
+//!
+//! # Operation
+//! - At most one range of a partition is under way. Its first and last offset are recorded in the metadata of the group's
+//!   commit before the sink gets it. Whoever is assigned the partition next, this process after a restart or another,
+//!   reads the metadata and forms the very same range first: same rows, same token, and ClickHouse drops the repeat.
+//! - The polling thread never waits for the sink. While nothing can be stored, partitions are paused at the bound of
+//!   their buffers and the member stays in its group.
+//! - When partitions are taken away, their ranges are revoked and the rebalance waits, for a bounded time, until the sink
+//!   has let go of them. Commits are sent under the assignment that they belong to, or not at all.
+//! - An offset that the broker no longer has never resets silently: the gap is counted, shown in health, and reading goes
+//!   on from the earliest offset left. A partition without any commit is read from its beginning. (A broker forgets the
+//!   commits of a group that was away for `offsets.retention.minutes`, 7 days by default: then all that the topic still
+//!   holds is read again.)
+//! - A line that is no row goes to the dead letters before its offset passes; the other rows of its message go on. A
+//!   crash in between writes the same letter twice.
+//!
+//! # What this is not
+//! It does not drop duplicates within the topic (a relay that resends), and it does not insert.
+
+mod buffer;
+mod commit;
+mod marker;
+mod poll;
+mod state;
+
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use rdkafka::{consumer::BaseConsumer, topic_partition_list::TopicPartitionListElem};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    commit::Committer,
+    poll::{Poller, SourceContext},
+    state::{Shared, State},
+};
+use super::{BrokerError, ClientEvents, Settings, Status};
+use crate::{
+    dead_letters::DeadLetters,
+    health::Component,
+    metrics::Metrics,
+    sink::source::{Range, RangeLimits, Source, SourceError},
+};
+
+/// A consumer group's member as a source of ranges.
+pub struct KafkaSource {
+    shared: Arc<Shared>,
+    poller: Option<JoinHandle<()>>,
+    cancel: CancellationToken,
+}
+
+impl KafkaSource {
+    /// Joins the group in the background. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`BrokerError`] when the configuration is refused; an absent broker is waited for.
+    pub fn new(
+        settings: Settings,
+        limits: RangeLimits,
+        dead_letters: DeadLetters,
+        health: Component,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BrokerError> {
+        let status = Arc::new(Status::new(health));
+        let cancel = CancellationToken::new();
+        let topic = super::watch(&settings, status.clone(), cancel.clone())?;
+        let config = settings.consumer_config();
+        let shared = Arc::new(Shared {
+            settings,
+            limits,
+            dead_letters,
+            status: status.clone(),
+            metrics,
+            state: parking_lot::Mutex::new(State::default()),
+            changed: parking_lot::Condvar::new(),
+            ready: tokio::sync::Notify::new(),
+            gate: parking_lot::Mutex::default(),
+        });
+        let context = SourceContext { events: ClientEvents::new(status), shared: shared.clone() };
+        let consumer: Arc<BaseConsumer<SourceContext>> =
+            Arc::new(config.create_with_context(context).map_err(BrokerError::Configuration)?);
+        let committer = Committer::new(shared.clone(), consumer.clone());
+        let mut poller = Poller {
+            shared: shared.clone(),
+            consumer,
+            topic,
+            subscribed: false,
+            gap_shown_until: None,
+            refused: false,
+        };
+        let poller = thread::Builder::new()
+            .name("source-poll".into())
+            .spawn(move || {
+                let committer = thread::Builder::new().name("source-commit".into()).spawn(move || committer.run());
+                match committer {
+                    Ok(committer) => {
+                        poller.run();
+                        if committer.join().is_err() {
+                            tracing::error!("the committing thread panicked");
+                        }
+                    }
+                    Err(error) => tracing::error!(%error, "the committing thread cannot be started"),
+                }
+                // Dropping the consumer leaves the group, on this thread, which serves the last rebalance.
+                drop(poller);
+            })
+            .map_err(BrokerError::Thread)?;
+        Ok(Self { shared, poller: Some(poller), cancel })
+    }
+
+    /// Leaves the group and waits until it is left. Ranges that are given out and not committed stay recorded: the next
+    /// owner of their partitions gets them first.
+    pub async fn close(mut self) {
+        self.begin_close();
+        if let Some(poller) = self.poller.take() {
+            let joined = tokio::task::spawn_blocking(move || poller.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("the polling thread panicked");
+            }
+        }
+    }
+
+    fn begin_close(&self) {
+        self.cancel.cancel();
+        self.shared.state.lock().closing = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for KafkaSource {
+    /// Leaves the group in the background.
+    fn drop(&mut self) {
+        self.begin_close();
+    }
+}
+
+impl Source for KafkaSource {
+    async fn next(&mut self) -> Result<Range, SourceError> {
+        loop {
+            {
+                let mut state = self.shared.state.lock();
+                if let Some(error) = &state.failed {
+                    return Err(SourceError::Broker(Box::new(error.clone())));
+                }
+                if let Some(range) = state.ready.pop_front() {
+                    return Ok(range);
+                }
+            }
+            // One permit is kept for a notification between the look and the wait.
+            self.shared.ready.notified().await;
+        }
+    }
+
+    async fn commit(&mut self, range: &Range) -> Result<(), SourceError> {
+        let told = self.shared.state.lock().done(range);
+        self.shared.changed.notify_all();
+        if let Some(told) = told {
+            // Dropped without an answer: the partition was taken away, and its next owner repeats the range.
+            drop(told.await);
+        }
+        Ok(())
+    }
+
+    async fn abandon(&mut self, range: &Range) {
+        self.shared.state.lock().abandon(range);
+        self.shared.changed.notify_all();
+    }
+}
+
+/// The metadata of a commit. rdkafka panics on bytes that are not UTF-8, which another program may have written.
+fn metadata_of<'a>(element: &'a TopicPartitionListElem<'_>) -> &'a str {
+    panic::catch_unwind(AssertUnwindSafe(|| element.metadata())).unwrap_or_default()
+}

@@ -1,0 +1,230 @@
+//! What was read of one partition and not yet given out, and where its next range ends. No I/O and no clock.
+
+use std::{collections::VecDeque, time::Instant};
+
+use crate::{
+    row::{self, Position},
+    sink::source::RangeLimits,
+};
+
+/// One message, decoded.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) offset: u64,
+    pub(super) rows: usize,
+    /// Rows as an insert has them.
+    pub(super) body: Vec<u8>,
+    /// Distinct expiries of the rows.
+    expiries: Vec<u32>,
+    oldest_received_at_ms: i64,
+    arrived: Instant,
+    letters: Vec<Letter>,
+}
+
+/// A line that is no row.
+#[derive(Debug)]
+pub(super) struct Letter {
+    pub(super) offset: u64,
+    /// Which line of the message, from 0.
+    pub(super) line: usize,
+    pub(super) reason: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Piece {
+    /// Decodes a message: every line on its own, so that a bad one costs no good one.
+    pub(super) fn decode(topic: &str, partition: u32, offset: u64, payload: Option<&[u8]>, arrived: Instant) -> Self {
+        let mut piece = Self {
+            offset,
+            rows: 0,
+            body: Vec::new(),
+            expiries: Vec::new(),
+            oldest_received_at_ms: i64::MAX,
+            arrived,
+            letters: Vec::new(),
+        };
+        let Some(payload) = payload else {
+            let reason = "the message has no value".to_owned();
+            piece.letters.push(Letter { offset, line: 0, reason, bytes: Vec::new() });
+            return piece;
+        };
+        // A row is about as long in binary as its columns' values are in JSON, so this rarely grows.
+        piece.body.reserve(payload.len());
+        let position = Position { topic: topic.into(), partition, offset };
+        let mut encoded = Vec::with_capacity(1 << 10);
+        for (number, line) in payload.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+            let mut letter = |reason| piece.letters.push(Letter { offset, line: number, reason, bytes: line.to_vec() });
+            let (event, origin) = match row::read_json(line) {
+                Ok(parts) => parts,
+                Err(error) => {
+                    letter(super::super::chain(&error));
+                    continue;
+                }
+            };
+            encoded.clear();
+            row::encode(&event, &mut encoded);
+            if let Err(error) = row::write_insert_row(&encoded, &origin, &position, &mut piece.body) {
+                letter(super::super::chain(&error));
+                continue;
+            }
+            piece.rows += 1;
+            piece.oldest_received_at_ms = piece.oldest_received_at_ms.min(event.received_at_ms);
+            if !piece.expiries.contains(&event.expires_at) {
+                piece.expiries.push(event.expires_at);
+            }
+        }
+        piece
+    }
+
+    /// Memory that the piece takes, in bytes.
+    pub(super) fn size(&self) -> usize {
+        self.body.len() + self.letters.iter().map(|letter| letter.bytes.len()).sum::<usize>() + size_of::<Self>()
+    }
+}
+
+/// A range, ready to be recorded and given out.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) rows: usize,
+    pub(super) body: Vec<u8>,
+    pub(super) oldest_received_at_ms: i64,
+    pub(super) letters: Vec<Letter>,
+    /// What its pieces took, in bytes, to be given back when the range is committed.
+    pub(super) size: usize,
+}
+
+/// The pieces at the front that the next range will hold, as far as it has come.
+#[derive(Debug, Default)]
+struct Forming {
+    pieces: usize,
+    rows: usize,
+    bytes: usize,
+    expiries: Vec<u32>,
+    /// The next piece does not fit, or none can.
+    full: bool,
+}
+
+/// Pieces of one partition in the order of their offsets.
+#[derive(Debug, Default)]
+pub(super) struct Buffer {
+    pieces: VecDeque<Piece>,
+    rows: usize,
+    size: usize,
+    forming: Forming,
+    /// The last offset of a range that was in flight when the partition was assigned: it must be formed again,
+    /// whatever the limits are today.
+    recorded: Option<u64>,
+}
+
+impl Buffer {
+    pub(super) fn new(recorded: Option<u64>) -> Self {
+        Self { recorded, ..Self::default() }
+    }
+
+    /// Adds what was read next.
+    pub(super) fn push(&mut self, piece: Piece, limits: &RangeLimits) {
+        self.rows += piece.rows;
+        self.size += piece.size();
+        self.pieces.push_back(piece);
+        self.extend(limits);
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Reading ahead further has no use: at least one more range is waiting behind the one that is forming.
+    pub(super) fn is_ample(&self, limits: &RangeLimits) -> bool {
+        self.recorded.is_none()
+            && (self.rows >= limits.rows.saturating_mul(2) || self.size >= limits.bytes.saturating_mul(2))
+    }
+
+    /// Less than one range is buffered.
+    pub(super) fn is_low(&self, limits: &RangeLimits) -> bool {
+        self.rows < limits.rows && self.size < limits.bytes
+    }
+
+    pub(super) fn must_read_on(&self) -> bool {
+        self.recorded.is_some()
+    }
+
+    /// How many pieces the next range has, once it is complete. `hurry` closes it early, for want of memory.
+    pub(super) fn ready(&self, limits: &RangeLimits, now: Instant, hurry: bool) -> Option<usize> {
+        let front = self.pieces.front()?;
+        if let Some(last) = self.recorded {
+            let complete = self.pieces.back().is_some_and(|piece| piece.offset >= last);
+            // The whole range may be gone from the topic: then there is nothing to repeat.
+            let count = self.pieces.partition_point(|piece| piece.offset <= last);
+            if count > 0 {
+                return complete.then_some(count);
+            }
+        }
+        let old = now.saturating_duration_since(front.arrived) >= limits.age;
+        (self.forming.full || old || hurry).then_some(self.forming.pieces.max(1))
+    }
+
+    /// When the oldest piece will have waited long enough, if nothing else closes its range before.
+    pub(super) fn due(&self, limits: &RangeLimits) -> Option<Instant> {
+        if self.recorded.is_some() {
+            return None;
+        }
+        self.pieces.front().map(|piece| piece.arrived + limits.age)
+    }
+
+    /// Takes the first `count` pieces out as one block.
+    pub(super) fn take(&mut self, count: usize, limits: &RangeLimits) -> Option<Block> {
+        let count = count.min(self.pieces.len());
+        let first = self.pieces.front()?.offset;
+        let body = self.pieces.iter().take(count).map(|piece| piece.body.len()).sum();
+        let mut block = Block {
+            first,
+            last: first,
+            rows: 0,
+            body: Vec::with_capacity(body),
+            oldest_received_at_ms: i64::MAX,
+            letters: Vec::new(),
+            size: 0,
+        };
+        for piece in self.pieces.drain(..count) {
+            block.size += piece.size();
+            block.last = piece.offset;
+            block.rows += piece.rows;
+            block.body.extend_from_slice(&piece.body);
+            block.oldest_received_at_ms = block.oldest_received_at_ms.min(piece.oldest_received_at_ms);
+            block.letters.extend(piece.letters);
+        }
+        self.rows -= block.rows;
+        self.size -= block.size;
+        self.recorded = None;
+        self.forming = Forming::default();
+        self.extend(limits);
+        Some(block)
+    }
+
+    /// Lets the forming range grow over the pieces behind it for as long as they fit.
+    fn extend(&mut self, limits: &RangeLimits) {
+        let forming = &mut self.forming;
+        while !forming.full
+            && let Some(piece) = self.pieces.get(forming.pieces)
+        {
+            let rows = forming.rows + piece.rows;
+            let bytes = forming.bytes + piece.body.len();
+            let new: Vec<u32> = piece.expiries.iter().copied().filter(|at| !forming.expiries.contains(at)).collect();
+            let expiries = forming.expiries.len() + new.len();
+            if forming.pieces > 0 && (rows > limits.rows || bytes > limits.bytes || expiries > limits.expiries) {
+                forming.full = true;
+                break;
+            }
+            forming.pieces += 1;
+            forming.rows = rows;
+            forming.bytes = bytes;
+            forming.expiries.extend(new);
+            forming.full = rows >= limits.rows || bytes >= limits.bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,317 @@
+//! The thread that forms ranges and speaks to the group's offset store: it records each range before it is given out
+//! and commits it after it is stored, both in one request for all partitions that are due.
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::MutexGuard;
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer},
+    error::KafkaResult,
+};
+
+use super::{
+    SourceContext,
+    buffer::Block,
+    marker,
+    state::{Shared, Stage, State},
+};
+use crate::{
+    broker::{Severity, chain},
+    dead_letters::DeadLetter,
+    sink::source::{Range, RangeId},
+};
+
+/// Longest pause between two attempts to commit.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the group may take to show what was committed, when it is asked whether it keeps metadata.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The committer looks at its work this often even if nobody wakes it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A range that was taken out of its buffer, until it is recorded.
+struct Prepared {
+    generation: u64,
+    block: Block,
+    /// Its undecodable lines are kept; only then may its offsets pass.
+    letters_kept: bool,
+}
+
+/// What one request says of one partition.
+struct Entry {
+    generation: u64,
+    offset: u64,
+    metadata: String,
+    /// A stored range is committed by it.
+    commits: bool,
+    /// A prepared range is recorded (or passed over, when it has no rows) by it.
+    prepared: bool,
+}
+
+pub(super) struct Committer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) consumer: Arc<BaseConsumer<SourceContext>>,
+    prepared: BTreeMap<u32, Prepared>,
+    failures: u32,
+    not_before: Option<Instant>,
+    /// Whether the broker keeps commit metadata; unknown until a range was recorded.
+    keeps_metadata: Option<bool>,
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, consumer: Arc<BaseConsumer<SourceContext>>) -> Self {
+        Self { shared, consumer, prepared: BTreeMap::new(), failures: 0, not_before: None, keeps_metadata: None }
+    }
+
+    /// Works until the source is closed. Blocking.
+    pub(super) fn run(mut self) {
+        while self.wait_for_work() {
+            self.keep_letters();
+            let entries = self.send();
+            match entries {
+                Ok(entries) => {
+                    self.failures = 0;
+                    self.not_before = None;
+                    self.settle(&entries);
+                    if self.keeps_metadata.is_none() {
+                        self.ask_for_metadata(&entries);
+                    }
+                }
+                Err(error) => {
+                    // Usually a rebalance that is already on its way, or a broker that is away.
+                    tracing::debug!(error = chain(&error), "offsets could not be committed, trying again");
+                    self.shared.metrics.error("source");
+                    self.back_off();
+                }
+            }
+        }
+    }
+
+    fn back_off(&mut self) {
+        self.failures = (self.failures + 1).min(10);
+        let pause = Duration::from_millis(50).saturating_mul(1 << self.failures).min(LONGEST_PAUSE);
+        self.not_before = Some(Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0)));
+    }
+
+    /// Waits until a range is complete or a commit is due. False when the source is closed.
+    fn wait_for_work(&mut self) -> bool {
+        let shared = self.shared.clone();
+        let mut state = shared.state.lock();
+        loop {
+            if state.closing {
+                return false;
+            }
+            let now = Instant::now();
+            self.prepared.retain(|id, prepared| {
+                state.partitions.get(id).is_some_and(|partition| partition.generation == prepared.generation)
+            });
+            let mut wake = now + LOOK_EVERY;
+            let due = self.prepare(&mut state, now, &mut wake);
+            let allowed = self.not_before.filter(|at| *at > now);
+            match allowed {
+                None if due => return true,
+                Some(at) if due => wake = wake.min(at),
+                _ => {}
+            }
+            shared.changed.wait_until(&mut state, wake);
+        }
+    }
+
+    /// Takes complete ranges out of the buffers of partitions that have none under way. True when there is anything to
+    /// send.
+    fn prepare(&mut self, state: &mut MutexGuard<'_, State>, now: Instant, wake: &mut Instant) -> bool {
+        let limits = &self.shared.limits;
+        let hurry = state.hurry(self.shared.settings.buffer_bytes);
+        let mut due = false;
+        for (id, partition) in &mut state.partitions {
+            match partition.stage {
+                Stage::Given { .. } => continue,
+                Stage::Done { .. } => due = true,
+                Stage::Recording => {
+                    due |= !partition.revoked.is_cancelled();
+                    continue;
+                }
+                Stage::Idle => {}
+            }
+            if partition.revoked.is_cancelled() || self.prepared.contains_key(id) {
+                continue;
+            }
+            if let Some(count) = partition.buffer.ready(limits, now, hurry)
+                && let Some(block) = partition.buffer.take(count, limits)
+            {
+                // A partition whose commit is due records its next range in the same request.
+                if matches!(partition.stage, Stage::Idle) {
+                    partition.stage = Stage::Recording;
+                }
+                partition.under_way += block.size;
+                let letters_kept = block.letters.is_empty();
+                self.prepared.insert(*id, Prepared { generation: partition.generation, block, letters_kept });
+                due = true;
+            } else if let Some(at) = partition.buffer.due(limits) {
+                *wake = (*wake).min(at);
+            }
+        }
+        due
+    }
+
+    /// Writes what could not be decoded to the dead letters, before its offsets can pass.
+    fn keep_letters(&mut self) {
+        let topic = &self.shared.settings.topic;
+        for (id, prepared) in self.prepared.iter_mut().filter(|(_, prepared)| !prepared.letters_kept) {
+            while let Some(letter) = prepared.block.letters.first() {
+                let kept = self.shared.dead_letters.keep(&DeadLetter {
+                    stage: "source",
+                    reason: letter.reason.clone(),
+                    position: format!("{topic}:{id}:{}:{}", letter.offset, letter.line),
+                    bytes: &letter.bytes,
+                });
+                if let Err(error) = kept {
+                    let reason = format!("a dead letter of partition {id} cannot be kept: {error}");
+                    self.shared.status.set("dead letters", Severity::Degraded, reason);
+                    self.shared.metrics.error("source");
+                    break;
+                }
+                prepared.block.letters.remove(0);
+            }
+            prepared.letters_kept = prepared.block.letters.is_empty();
+            if prepared.letters_kept {
+                self.shared.status.clear("dead letters");
+            }
+        }
+    }
+
+    /// Sends one commit for everything that is due, under the assignment that it is due under.
+    fn send(&self) -> KafkaResult<BTreeMap<u32, Entry>> {
+        let _gate = self.shared.gate.lock();
+        let entries = self.entries(&self.shared.state.lock());
+        if entries.is_empty() {
+            // Only letters that cannot be kept are left.
+            return Err(rdkafka::error::KafkaError::Canceled);
+        }
+        if self.consumer.assignment_lost() {
+            // The group went on without this member: librdkafka would commit as nobody in particular.
+            return Err(rdkafka::error::KafkaError::ConsumerCommit(rdkafka::error::RDKafkaErrorCode::AssignmentLost));
+        }
+        let mut list = TopicPartitionList::with_capacity(entries.len());
+        for (id, entry) in &entries {
+            let mut element = list.add_partition(&self.shared.settings.topic, i32::try_from(*id).unwrap_or(i32::MAX));
+            element.set_offset(Offset::Offset(i64::try_from(entry.offset).unwrap_or(i64::MAX)))?;
+            element.set_metadata(&entry.metadata);
+        }
+        self.consumer.commit(&list, CommitMode::Sync)?;
+        self.shared.status.contacted();
+        Ok(entries)
+    }
+
+    fn entries(&self, state: &State) -> BTreeMap<u32, Entry> {
+        let mut entries = BTreeMap::new();
+        for (id, partition) in &state.partitions {
+            let done = match partition.stage {
+                Stage::Done { last, .. } => Some(last),
+                _ => None,
+            };
+            let prepared = self.prepared.get(id).filter(|prepared| {
+                prepared.letters_kept
+                    && prepared.generation == partition.generation
+                    && !partition.revoked.is_cancelled()
+            });
+            let (offset, metadata) = match (prepared, done) {
+                (Some(Prepared { block, .. }), _) if block.rows > 0 => (block.first, marker::write(Some(block.last))),
+                (Some(Prepared { block, .. }), _) => (block.last + 1, marker::write(None)),
+                (None, Some(last)) => (last + 1, marker::write(None)),
+                (None, None) => continue,
+            };
+            let generation = partition.generation;
+            let prepared = prepared.is_some();
+            entries.insert(*id, Entry { generation, offset, metadata, commits: done.is_some(), prepared });
+        }
+        entries
+    }
+
+    /// The group has taken `entries`: lets go of what is committed and gives out what is recorded.
+    fn settle(&mut self, entries: &BTreeMap<u32, Entry>) {
+        let shared = self.shared.clone();
+        let mut state = shared.state.lock();
+        let state = &mut *state;
+        for (id, entry) in entries {
+            let prepared = if entry.prepared { self.prepared.remove(id) } else { None };
+            let Some(partition) = state.partitions.get_mut(id).filter(|p| p.generation == entry.generation) else {
+                continue;
+            };
+            let block = prepared.map(|prepared| prepared.block);
+            let next = block.as_ref().map_or(0, |block| block.size);
+            if entry.commits {
+                // What is under way from here on is the block that was prepared meanwhile, if any.
+                let waiting_block = self.prepared.get(id).map_or(0, |prepared| prepared.block.size);
+                let kept = next + waiting_block;
+                state.held = state.held.saturating_sub(partition.under_way.saturating_sub(kept));
+                partition.under_way = kept;
+                if let Stage::Done { waiting, .. } = mem::replace(&mut partition.stage, Stage::Idle) {
+                    for waiter in waiting {
+                        if waiter.send(()).is_err() {
+                            tracing::debug!(partition = id, "nobody waits for this commit any more");
+                        }
+                    }
+                }
+                if waiting_block > 0 {
+                    partition.stage = Stage::Recording;
+                }
+            }
+            let Some(block) = block else { continue };
+            if block.rows == 0 || partition.revoked.is_cancelled() {
+                partition.stage = Stage::Idle;
+                partition.under_way = 0;
+                state.held = state.held.saturating_sub(block.size);
+                continue;
+            }
+            partition.stage = Stage::Given { first: block.first, last: block.last };
+            state.ready.push_back(Range {
+                id: RangeId {
+                    topic: shared.settings.topic.clone(),
+                    partition: *id,
+                    first: block.first,
+                    last: block.last,
+                },
+                rows: block.rows,
+                body: Bytes::from(block.body),
+                oldest_received_at_ms: block.oldest_received_at_ms,
+                generation: entry.generation,
+                revoked: partition.revoked.clone(),
+            });
+        }
+        shared.ready.notify_one();
+        shared.changed.notify_all();
+    }
+
+    /// Asks the group for what it was just given. A broker that drops metadata cannot tell the next owner of a partition
+    /// which range was in flight.
+    fn ask_for_metadata(&mut self, entries: &BTreeMap<u32, Entry>) {
+        let Some((id, entry)) = entries.first_key_value() else { return };
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition(&self.shared.settings.topic, i32::try_from(*id).unwrap_or(i32::MAX));
+        let committed = match self.consumer.committed_offsets(list, ASK_TIMEOUT) {
+            Ok(committed) => committed,
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "committed offsets cannot be read, asking again later");
+                return;
+            }
+        };
+        let Some(kept) = committed.elements().first().map(|element| super::metadata_of(element) == entry.metadata)
+        else {
+            return;
+        };
+        self.keeps_metadata = Some(kept);
+        if kept {
+            self.shared.status.clear("metadata");
+        } else {
+            let reason = "the broker drops commit metadata: at least once across failovers, not exactly once";
+            self.shared.status.set("metadata", Severity::Degraded, reason);
+        }
+    }
+}

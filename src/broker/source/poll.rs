@@ -1,0 +1,287 @@
+//! The thread that polls librdkafka, and nothing else: it never waits for the sink, so that the member stays in its
+//! group however long ClickHouse is away.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientContext, Message, Offset, Statistics, TopicPartitionList,
+    config::RDKafkaLogLevel,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+    types::RDKafkaRespErr,
+};
+
+use super::{buffer::Piece, marker, state::Shared};
+use crate::broker::{ClientEvents, Severity, TopicWatch, chain};
+
+/// How long one poll waits: the longest that a paused partition waits to be read again.
+const POLL: Duration = Duration::from_millis(50);
+/// How long the broker may take to answer one question during a rebalance or after an offset was out of range.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the committed offsets are asked for before the assignment is given back.
+const ASK_TIMES: u32 = 3;
+/// Lost offsets stay in health for this long, so that somebody sees them; the counter stays for good.
+const GAP_SHOWN: Duration = Duration::from_secs(24 * 3600);
+
+/// librdkafka's callbacks: all of them run on the polling thread.
+pub(super) struct SourceContext {
+    pub(super) events: ClientEvents,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl ClientContext for SourceContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.events.log(level, facility, line);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.events.error(error, reason);
+    }
+}
+
+impl ConsumerContext for SourceContext {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let ids: Vec<u32> =
+            list.elements().iter().filter_map(|element| u32::try_from(element.partition()).ok()).collect();
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, list, &ids);
+        } else {
+            tracing::info!(partitions = ?ids, "partitions are taken away");
+            self.shared.revoke(&ids);
+            if let Err(error) = consumer.unassign() {
+                tracing::error!(error = chain(&error), "partitions could not be given back");
+            }
+        }
+    }
+}
+
+impl SourceContext {
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList, ids: &[u32]) {
+        let started = Instant::now();
+        let committed = (0..ASK_TIMES).find_map(|_| match consumer.committed_offsets(list.clone(), ASK_TIMEOUT) {
+            Ok(committed) if committed.elements().iter().all(|element| element.error().is_ok()) => Some(committed),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "committed offsets cannot be read");
+                None
+            }
+        });
+        let Some(committed) = committed else {
+            // Without the commits nobody knows where to go on: give the partitions back and join again.
+            tracing::warn!(partitions = ?ids, "committed offsets cannot be read, joining the group again");
+            self.shared.state.lock().join_again = true;
+            if let Err(error) = consumer.assign(&TopicPartitionList::new()) {
+                tracing::error!(error = chain(&error), "an assignment could not be declined");
+            }
+            return;
+        };
+        let mut starts = TopicPartitionList::with_capacity(ids.len());
+        let mut taken = Vec::with_capacity(ids.len());
+        for element in committed.elements() {
+            let Ok(id) = u32::try_from(element.partition()) else { continue };
+            let next = match element.offset() {
+                Offset::Offset(offset) => u64::try_from(offset).ok(),
+                _ => None,
+            };
+            let recorded = next.and_then(|first| marker::read(super::metadata_of(&element), first));
+            taken.push((id, next, recorded));
+            let start = next.and_then(|next| i64::try_from(next).ok()).map_or(Offset::Beginning, Offset::Offset);
+            if let Err(error) = starts.add_partition_offset(element.topic(), element.partition(), start) {
+                tracing::error!(error = chain(&error), partition = id, "a start offset is refused");
+            }
+        }
+        tracing::info!(partitions = ?taken, took = ?started.elapsed(), "partitions are assigned (id, next, in flight)");
+        self.shared.state.lock().assign(taken);
+        if let Err(error) = consumer.assign(&starts).and_then(|()| consumer.resume(&starts)) {
+            tracing::error!(error = chain(&error), "an assignment could not be taken up");
+            self.shared.state.lock().join_again = true;
+        }
+    }
+}
+
+pub(super) struct Poller {
+    pub(super) shared: Arc<Shared>,
+    pub(super) consumer: Arc<BaseConsumer<SourceContext>>,
+    pub(super) topic: TopicWatch,
+    pub(super) subscribed: bool,
+    pub(super) gap_shown_until: Option<Instant>,
+    /// The topic could not be read; cleared by the next message.
+    pub(super) refused: bool,
+}
+
+impl Poller {
+    /// Polls until the source is closed. Blocking.
+    pub(super) fn run(&mut self) {
+        // A message borrows the client while `self` is changed.
+        let consumer = self.consumer.clone();
+        loop {
+            {
+                let mut state = self.shared.state.lock();
+                if state.closing {
+                    return;
+                }
+                if std::mem::take(&mut state.join_again) {
+                    self.consumer.unsubscribe();
+                    self.subscribed = false;
+                }
+            }
+            // A topic that does not exist yet cannot be subscribed to without noise.
+            if !self.subscribed && *self.topic.partitions.borrow() > 0 {
+                match self.consumer.subscribe(&[&self.shared.settings.topic]) {
+                    Ok(()) => self.subscribed = true,
+                    Err(error) => tracing::error!(error = chain(&error), "cannot subscribe to the topic"),
+                }
+            }
+            match consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    let (Ok(id), Ok(offset)) = (u32::try_from(message.partition()), u64::try_from(message.offset()))
+                    else {
+                        continue;
+                    };
+                    self.take(id, offset, message.payload());
+                }
+                Some(Err(error)) => self.fail(&error),
+                None => {}
+            }
+            self.balance();
+            if self.gap_shown_until.is_some_and(|until| Instant::now() >= until) {
+                self.gap_shown_until = None;
+                self.shared.status.clear("gap");
+            }
+        }
+    }
+
+    fn take(&mut self, id: u32, offset: u64, payload: Option<&[u8]>) {
+        let shared = self.shared.clone();
+        let piece = Piece::decode(&shared.settings.topic, id, offset, payload, Instant::now());
+        let rows = piece.rows as u64;
+        if std::mem::take(&mut self.refused) {
+            shared.status.clear("reading");
+        }
+        if shared.state.lock().push(id, piece, &shared.limits) {
+            shared.metrics.source_messages.inc();
+            shared.metrics.source_events.inc_by(rows);
+            shared.changed.notify_all();
+        }
+    }
+
+    fn balance(&self) {
+        let (pause, resume) = self.shared.state.lock().balance(&self.shared.limits, self.shared.settings.buffer_bytes);
+        for (ids, what) in [(pause, "pause"), (resume, "resume")] {
+            if ids.is_empty() {
+                continue;
+            }
+            let list = self.list(&ids);
+            let done = if what == "pause" { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+            if let Err(error) = done {
+                tracing::warn!(error = chain(&error), partitions = ?ids, what, "reading could not be paused or resumed");
+            }
+        }
+    }
+
+    fn list(&self, ids: &[u32]) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(ids.len());
+        for id in ids.iter().filter_map(|id| i32::try_from(*id).ok()) {
+            list.add_partition(&self.shared.settings.topic, id);
+        }
+        list
+    }
+
+    fn fail(&mut self, error: &KafkaError) {
+        if let KafkaError::MessageConsumptionFatal(_) = error {
+            tracing::error!(error = chain(error), "the consumer failed for good");
+            self.shared.state.lock().failed = Some(error.clone());
+            self.shared.ready.notify_one();
+            return;
+        }
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => self.find_gaps(),
+            Some(
+                code @ (RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::BadMessage),
+            ) => {
+                self.refused = true;
+                self.shared.metrics.error("source");
+                self.shared.status.set("reading", Severity::Down, format!("the topic cannot be read: {code}"));
+            }
+            // Outages of all kinds: librdkafka tries again by itself, and health hears of them as events.
+            _ => tracing::debug!(error = chain(error), "the consumer reports an error"),
+        }
+    }
+
+    /// An offset that was due is not there. Names what is lost and goes on from what is left.
+    fn find_gaps(&mut self) {
+        let positions: Vec<(u32, Option<u64>)> =
+            self.shared.state.lock().partitions.iter().map(|(id, partition)| (*id, partition.next)).collect();
+        let mut gaps = Vec::new();
+        for (id, next) in positions {
+            let Ok(partition) = i32::try_from(id) else { continue };
+            let marks = self.consumer.fetch_watermarks(&self.shared.settings.topic, partition, ASK_TIMEOUT);
+            let (resume, lost) = match marks {
+                Ok((low, high)) => resume_at(next, low, high),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), partition, "watermarks cannot be read");
+                    (next, 0)
+                }
+            };
+            if lost > 0 {
+                gaps.push(format!("{lost} offsets of partition {id}"));
+                self.shared.metrics.source_gap_offsets.inc_by(lost);
+                if let Some(state) = self.shared.state.lock().partitions.get_mut(&id) {
+                    state.next = resume;
+                }
+            }
+            // A partition whose offset was refused is not read until it is told where: tell all, one of them is it.
+            let start = resume.and_then(|next| i64::try_from(next).ok()).map_or(Offset::Beginning, Offset::Offset);
+            if let Err(error) = self.consumer.seek(&self.shared.settings.topic, partition, start, ASK_TIMEOUT) {
+                tracing::warn!(error = chain(&error), partition, "cannot go on reading, joining the group again");
+                self.shared.state.lock().join_again = true;
+            }
+        }
+        if !gaps.is_empty() {
+            let reason = format!("the broker no longer had {} when they were due", gaps.join(", "));
+            tracing::error!(reason, "records are lost to the topic's retention or truncation");
+            self.shared.metrics.error("source");
+            self.shared.status.set("gap", Severity::Degraded, reason);
+            self.gap_shown_until = Some(Instant::now() + GAP_SHOWN);
+        }
+    }
+}
+
+/// Where to go on in a partition that now holds `[low, high)`, and how many offsets are missing. Below `low`: they were
+/// deleted. Above `high`: the log was truncated or made anew, and what it holds now was never read.
+fn resume_at(next: Option<u64>, low: i64, high: i64) -> (Option<u64>, u64) {
+    let (Ok(low), Ok(high)) = (u64::try_from(low), u64::try_from(high)) else { return (next, 0) };
+    match next {
+        Some(next) if next < low => (Some(low), low - next),
+        Some(next) if next > high => (Some(low), next - high),
+        next => (next, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_measured_and_never_skipped_silently() {
+        let cases = [
+            (Some(5), 0, 10, (Some(5), 0)),
+            (Some(10), 0, 10, (Some(10), 0)),
+            (Some(5), 5, 10, (Some(5), 0)),
+            (Some(5), 8, 10, (Some(8), 3)),
+            (Some(50), 0, 10, (Some(0), 40)),
+            (None, 7, 10, (None, 0)),
+            (Some(5), -1, -1, (Some(5), 0)),
+        ];
+        for (next, low, high, expected) in cases {
+            assert_eq!(resume_at(next, low, high), expected, "{next:?} in {low}..{high}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The topic: made when it is missing, compared with what the engine relies on, and its partitions counted, again and
+//! again for as long as the engine runs.
+//!
+//! The look at the topic is also how health knows that the broker answers: librdkafka's own events tell of broken
+//! connections, not of a broker that is frozen, and not of one that came back while there was nothing to send.
+
+use std::{sync::Arc, time::Duration};
+
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+    metadata::MetadataTopic,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{BrokerError, ClientEvents, MESSAGE_OVERHEAD, Settings, Severity, Status, chain};
+
+/// How often a topic that is as it should be is looked at: one small request, and how soon a frozen broker shows.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often while something is missing.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How long the broker may take to answer a look.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the broker may take to make a topic on all of its nodes.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl ConsumerContext for ClientEvents {}
+
+/// A running look at the topic; stops when its token is cancelled.
+#[derive(Clone)]
+pub(crate) struct TopicWatch {
+    /// Partitions of the topic; 0 until it is known to exist.
+    pub(crate) partitions: watch::Receiver<u32>,
+    look_now: Arc<Notify>,
+}
+
+impl TopicWatch {
+    /// Looks at once, because something suggests that the topic is not what it was.
+    pub(crate) fn look_now(&self) {
+        self.look_now.notify_one();
+    }
+}
+
+/// Starts to look after the topic in the background. Needs a Tokio runtime.
+///
+/// # Errors
+/// [`BrokerError`] when the configuration is refused; an absent broker is waited for.
+pub(crate) fn watch(
+    settings: &Settings,
+    status: Arc<Status>,
+    cancel: CancellationToken,
+) -> Result<TopicWatch, BrokerError> {
+    let mut config = settings.client_config();
+    // A look must never make the topic with the broker's defaults.
+    config.set("allow.auto.create.topics", "false");
+    let client: BaseConsumer<ClientEvents> =
+        config.create_with_context(ClientEvents::new(status.clone())).map_err(BrokerError::Configuration)?;
+    let (publish, partitions) = watch::channel(0);
+    let look_now = Arc::new(Notify::new());
+    let mut watcher = Watcher { settings: settings.clone(), client, status, publish, checked: false };
+    tokio::spawn({
+        let look_now = look_now.clone();
+        async move {
+            while !cancel.is_cancelled() {
+                let runtime = tokio::runtime::Handle::current();
+                let looked = tokio::task::spawn_blocking(move || {
+                    let pause = watcher.look(&runtime);
+                    (watcher, pause)
+                })
+                .await;
+                let pause;
+                (watcher, pause) = match looked {
+                    Ok(looked) => looked,
+                    Err(error) => {
+                        tracing::error!(%error, "the look at the topic ended");
+                        return;
+                    }
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = look_now.notified() => {}
+                    () = cancel.cancelled() => {}
+                }
+            }
+            // Closing a client waits for its threads.
+            drop(tokio::task::spawn_blocking(move || drop(watcher)));
+        }
+    });
+    Ok(TopicWatch { partitions, look_now })
+}
+
+struct Watcher {
+    settings: Settings,
+    client: BaseConsumer<ClientEvents>,
+    status: Arc<Status>,
+    publish: watch::Sender<u32>,
+    /// The topic's settings were compared since it last came into being.
+    checked: bool,
+}
+
+impl Watcher {
+    /// One look. Blocking. Returns how long to wait until the next.
+    fn look(&mut self, runtime: &tokio::runtime::Handle) -> Duration {
+        // Serves what librdkafka queued: log lines and errors.
+        while self.client.poll(Duration::ZERO).is_some() {}
+        let found = match self.client.fetch_metadata(Some(&self.settings.topic), LOOK_TIMEOUT) {
+            Ok(metadata) => {
+                self.status.contacted();
+                metadata
+                    .topics()
+                    .iter()
+                    .find(|topic| topic.name() == self.settings.topic && !topic.partitions().is_empty())
+                    .map(Found::of)
+            }
+            Err(error) => {
+                let reason = format!("the broker at {} does not answer: {}", self.settings.brokers, chain(&error));
+                self.status.set("connection", Severity::Down, reason);
+                return LOOK_AGAIN;
+            }
+        };
+        if let Some(found) = found {
+            if !self.checked {
+                self.checked = true;
+                self.compare(&found, runtime);
+            }
+            self.publish.send_if_modified(|known| std::mem::replace(known, found.partitions) != found.partitions);
+            return LOOK_EVERY;
+        }
+        self.checked = false;
+        if !self.settings.create_topic {
+            let reason = format!("topic {} does not exist, and the engine is told not to make it", self.settings.topic);
+            self.status.set("topic", Severity::Down, reason);
+            return LOOK_AGAIN;
+        }
+        match runtime.block_on(self.create()) {
+            Ok(()) => self.status.clear("topic"),
+            Err(reason) => {
+                let reason = format!("topic {} cannot be made: {reason}", self.settings.topic);
+                self.status.set("topic", Severity::Down, reason);
+            }
+        }
+        LOOK_AGAIN
+    }
+
+    async fn create(&self) -> Result<(), String> {
+        let settings = &self.settings;
+        let retention = settings.retention.as_millis().to_string();
+        let min_insync = settings.min_insync_replicas.to_string();
+        let max_message = (settings.max_message_bytes + MESSAGE_OVERHEAD).to_string();
+        let partitions = i32::try_from(settings.partitions).map_err(|error| error.to_string())?;
+        let replication = i32::try_from(settings.replication_factor).map_err(|error| error.to_string())?;
+        let topic = NewTopic::new(&settings.topic, partitions, TopicReplication::Fixed(replication))
+            .set("cleanup.policy", "delete")
+            .set("retention.ms", &retention)
+            .set("retention.bytes", "-1")
+            .set("min.insync.replicas", &min_insync)
+            .set("max.message.bytes", &max_message);
+        let admin = self.admin().map_err(|error| chain(&error))?;
+        let created = admin.create_topics([&topic], &admin_options()).await.map_err(|error| chain(&error))?;
+        match created.into_iter().next() {
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+            Some(Err((_, code))) => Err(KafkaError::AdminOp(code).to_string()),
+            Some(Ok(_)) | None => {
+                tracing::info!(topic = settings.topic, partitions, replication, "topic is made");
+                Ok(())
+            }
+        }
+    }
+
+    fn compare(&self, found: &Found, runtime: &tokio::runtime::Handle) {
+        let described = runtime.block_on(async {
+            let admin = self.admin()?;
+            let topic = ResourceSpecifier::Topic(&self.settings.topic);
+            admin.describe_configs([&topic], &admin_options()).await
+        });
+        let config = match described.map(|resources| resources.into_iter().next()) {
+            Ok(Some(Ok(resource))) => Some(resource),
+            Ok(None) => None,
+            Ok(Some(Err(code))) => {
+                tracing::warn!(%code, "the topic's settings cannot be read, so they are not compared");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the topic's settings cannot be read, so they are not compared");
+                None
+            }
+        };
+        let value = |name: &str| config.as_ref().and_then(|config: &ConfigResource| config.get(name)?.value.clone());
+        let weaker = weaker(&self.settings, found, value);
+        if weaker.is_empty() {
+            self.status.clear("topic");
+        } else {
+            let reason = format!("topic {} is weaker than configured: {}", self.settings.topic, weaker.join(", "));
+            self.status.set("topic", Severity::Degraded, reason);
+        }
+    }
+
+    /// A client for one request: the queue on which it logs is served by nobody, so it must not live long.
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+        self.settings.client_config().create()
+    }
+}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT)).operation_timeout(Some(ADMIN_TIMEOUT))
+}
+
+/// What metadata say of a topic.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    partitions: u32,
+    /// Copies of the partition that has the fewest.
+    replicas: usize,
+}
+
+impl Found {
+    fn of(topic: &MetadataTopic) -> Self {
+        let partitions = topic.partitions();
+        Self {
+            partitions: u32::try_from(partitions.len()).unwrap_or(u32::MAX),
+            replicas: partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0),
+        }
+    }
+}
+
+/// In which respects the topic keeps less than configured. A setting that the broker does not show is not judged.
+fn weaker(settings: &Settings, found: &Found, value: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut weaker = Vec::new();
+    if found.replicas < usize::try_from(settings.replication_factor).unwrap_or(usize::MAX) {
+        weaker.push(format!("{} replicas, not {}", found.replicas, settings.replication_factor));
+    }
+    let number = |name: &str| value(name).and_then(|text| text.parse::<i128>().ok());
+    // -1 stands for "no limit" in Kafka's retention settings.
+    let retention = i128::try_from(settings.retention.as_millis()).unwrap_or(i128::MAX);
+    let largest = i128::try_from(settings.max_message_bytes).unwrap_or(i128::MAX);
+    let rules: [(&str, i128, bool); 3] = [
+        ("min.insync.replicas", i128::from(settings.min_insync_replicas), false),
+        ("retention.ms", retention, true),
+        ("max.message.bytes", largest, false),
+    ];
+    for (name, wanted, negative_is_unlimited) in rules {
+        if let Some(actual) = number(name)
+            && actual < wanted
+            && !(negative_is_unlimited && actual < 0)
+        {
+            weaker.push(format!("{name} {actual}, not {wanted}"));
+        }
+    }
+    if let Some(limit) = number("retention.bytes").filter(|limit| *limit >= 0) {
+        weaker.push(format!("retention.bytes {limit}, not unlimited"));
+    }
+    if let Some(policy) = value("cleanup.policy").filter(|policy| policy.contains("compact")) {
+        weaker.push(format!("cleanup.policy {policy}, not delete"));
+    }
+    weaker
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weaker_topic_is_named_setting_by_setting() {
+        let settings = Settings::default();
+        let cases: [(usize, &[(&str, &str)], &[&str]); 6] = [
+            (3, &[("min.insync.replicas", "2"), ("retention.ms", "-1"), ("retention.bytes", "-1")], &[]),
+            (3, &[], &[]),
+            (1, &[], &["1 replicas, not 3"]),
+            (3, &[("min.insync.replicas", "1")], &["min.insync.replicas 1, not 2"]),
+            (
+                3,
+                &[("retention.ms", "3600000"), ("retention.bytes", "1000")],
+                &["retention.ms 3600000, not 1209600000", "retention.bytes 1000, not unlimited"],
+            ),
+            (
+                3,
+                &[("max.message.bytes", "1000"), ("cleanup.policy", "compact,delete")],
+                &["max.message.bytes 1000, not 1000000", "cleanup.policy compact,delete, not delete"],
+            ),
+        ];
+        for (replicas, configured, expected) in cases {
+            let found = Found { partitions: 12, replicas };
+            let value =
+                |name: &str| configured.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+            assert_eq!(weaker(&settings, &found, value), expected);
+        }
+    }
+}

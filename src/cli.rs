@@ -4,6 +4,8 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use crate::clickhouse::embedded::ChildArgs;
+
 /// Exit code of a failure at run time.
 pub const EXIT_FAILURE: u8 = 1;
 /// Exit code of wrong usage or a wrong configuration (`EX_USAGE` of sysexits).
@@ -64,33 +66,13 @@ pub enum Command {
     ///
     /// `serve` starts this by itself while no clickhouse.url is configured. Run it by hand to look into the data while
     /// the engine is stopped.
-    Clickhouse(ClickhouseArgs),
+    Clickhouse(ChildArgs),
     /// Create and change the tables in ClickHouse, then exit
     Migrate,
     /// Check the configuration, print what is in effect and where each value came from, then exit
     CheckConfig,
     /// Take no requests, bring everything in the write-ahead log on its way, and exit 0 once it is empty
     Drain,
-}
-
-/// Arguments of `clickhouse`. It reads no configuration: whoever starts it knows.
-#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
-pub struct ClickhouseArgs {
-    /// Folder of the data; one process at a time
-    #[arg(long, value_name = "DIR", default_value = "data/clickhouse")]
-    pub path: PathBuf,
-
-    /// Port on 127.0.0.1; 0 lets the system choose
-    #[arg(long, value_name = "N", default_value_t = 8123)]
-    pub port: u16,
-
-    /// libchdb.so; without it the pinned version in the user's cache folder
-    #[arg(long, value_name = "FILE")]
-    pub library: Option<PathBuf>,
-
-    /// File to write the port to once it answers
-    #[arg(long, value_name = "FILE")]
-    pub port_file: Option<PathBuf>,
 }
 
 impl Cli {
@@ -165,11 +147,13 @@ mod tests {
     #[test]
     fn the_embedded_engine_takes_its_arguments() {
         let all = ["clickhouse", "--path", "d", "--port", "0", "--library", "l.so", "--port-file", "p"];
-        let expected =
-            ClickhouseArgs { path: "d".into(), port: 0, library: Some("l.so".into()), port_file: Some("p".into()) };
-        assert_eq!(run(&all).unwrap().action(), Command::Clickhouse(expected));
-        let defaults = ClickhouseArgs { path: "data/clickhouse".into(), port: 8123, library: None, port_file: None };
-        assert_eq!(run(&["clickhouse"]).unwrap().action(), Command::Clickhouse(defaults));
+        let Command::Clickhouse(arguments) = run(&all).unwrap().action() else { panic!("another subcommand") };
+        assert_eq!((arguments.path, arguments.port), (PathBuf::from("d"), 0));
+        assert_eq!((arguments.library, arguments.port_file), (Some("l.so".into()), Some("p".into())));
+        let Command::Clickhouse(defaults) = run(&["clickhouse"]).unwrap().action() else {
+            panic!("another subcommand")
+        };
+        assert_eq!((defaults.path, defaults.port, defaults.library), (PathBuf::from("data/clickhouse"), 8123, None));
     }
 
     #[test]

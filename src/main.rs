@@ -83,9 +83,11 @@ fn stop_on_signal(stop: CancellationToken) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     tokio::spawn(async move {
-        let mut next = async || tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            }
         };
         let signal = next().await;
         tracing::info!(signal, "stopping; a second signal ends the process at once");

@@ -115,7 +115,7 @@ async fn wait(
 ) -> Result<String> {
     let poisoned = async {
         match wal {
-            Some(wal) => wal.poisoned().await,
+            Some(wal) => wal.poisoned().cancelled_owned().await,
             None => std::future::pending().await,
         }
     };

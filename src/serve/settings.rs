@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     api, broker,
-    clickhouse::{self, embedded},
+    clickhouse,
     config::{self, Config},
     event::Retention,
     sink::{self, source::RangeLimits},

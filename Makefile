@@ -44,9 +44,9 @@ lint: setup-system ## Formatting and lints, as CI runs them
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 .PHONY: bench-load
-bench-load: setup ## Send a million events to an engine that this starts, and check that every one is stored once
+bench-load: setup-test ## Send a million events to an engine that this starts, and check that every one is stored once (KIND=broker)
 	@cargo build --release --locked
-	benches/run-load.sh
+	benches/run-load.sh $(or $(KIND),embedded)
 
 .PHONY: setup
 setup: setup-system $(LIBCHDB) ## What `make run` needs: system packages and the ClickHouse engine

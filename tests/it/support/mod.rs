@@ -2,3 +2,5 @@
 
 pub mod engine;
 pub mod load;
+pub mod proxy;
+pub mod tansu;

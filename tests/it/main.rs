@@ -1,0 +1,5 @@
+//! Integration tests: real parts, on loopback, in temporary folders.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+
+mod broker;
+mod support;

@@ -1,0 +1,4 @@
+//! The harness that the tests share.
+
+pub mod proxy;
+pub mod tansu;

@@ -109,6 +109,8 @@ catalogue! {
     relay_events: Counter = Counter::default();
     /// Producers rebuilt after a delivery error or a fatal error.
     relay_rebuilds: Counter = Counter::default();
+    /// Times that the relay went over to another number of partitions.
+    relay_repartitions: Counter = Counter::default();
     /// Events in the log that the broker has not acknowledged yet (0 without brokers).
     relay_lag_events: Gauge = Gauge::default();
 

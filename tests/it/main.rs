@@ -12,6 +12,7 @@
 mod support;
 
 mod api;
+mod broker;
 mod configuration;
 mod durability;
 mod outages;

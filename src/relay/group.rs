@@ -1,0 +1,198 @@
+//! One record of the log, cut into messages: rows by partition, in their order. No I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    broker::{MESSAGE_OVERHEAD, chain, partitioner},
+    row::{self, Origin},
+};
+
+/// How large one message may be.
+#[derive(Clone, Debug)]
+pub(super) struct MessageLimits {
+    /// Rows.
+    pub(super) rows: usize,
+    /// Bytes, headers and framing included.
+    pub(super) bytes: usize,
+}
+
+/// One message: rows of one record that share a partition.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) partition: u32,
+    /// Ordinal of its first row in the record.
+    pub(super) first_ordinal: u32,
+    pub(super) rows: u32,
+    /// Newline-separated JSON.
+    pub(super) payload: Vec<u8>,
+}
+
+/// A row that no message can carry.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) ordinal: u32,
+    pub(super) reason: String,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// A record as it will be sent.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Grouped {
+    /// In the order in which they must be sent: those of one partition by ordinal.
+    pub(super) messages: Vec<Message>,
+    pub(super) refused: Vec<Refused>,
+}
+
+/// Groups the encoded `rows` of a record by partition. `origin` is that of the record; each row gets its own ordinal.
+/// Rows in `too_large` were refused by the broker itself.
+pub(super) fn group<'a>(
+    rows: impl IntoIterator<Item = &'a [u8]>,
+    origin: &Origin,
+    partitions: u32,
+    limits: &MessageLimits,
+    too_large: &BTreeSet<u32>,
+) -> Grouped {
+    let mut grouped = Grouped::default();
+    let mut open: BTreeMap<u32, Message> = BTreeMap::new();
+    let (mut key, mut line) = (Vec::new(), Vec::new());
+    let most = limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
+    for (ordinal, encoded) in (0_u32..).zip(rows) {
+        let mut refuse = |reason: String, bytes: &[u8]| {
+            grouped.refused.push(Refused { ordinal, reason, bytes: bytes.to_vec() });
+        };
+        let event = match row::decode(encoded) {
+            Ok(event) => event,
+            Err(error) => {
+                refuse(chain(&error), encoded);
+                continue;
+            }
+        };
+        line.clear();
+        row::write_json(&event, &Origin { wal_ordinal: ordinal, ..origin.clone() }, &mut line);
+        if line.len() > most {
+            refuse(format!("the row takes {} bytes, a message has room for {most}", line.len()), &line);
+            continue;
+        }
+        if too_large.contains(&ordinal) {
+            refuse(format!("the broker refuses a message of {} bytes as too large", line.len()), &line);
+            continue;
+        }
+        key.clear();
+        row::write_partition_key(&event, &mut key);
+        let partition = partitioner::partition(&key, partitions);
+        if let Some(message) = open.get_mut(&partition) {
+            let full = usize::try_from(message.rows).is_ok_and(|rows| rows >= limits.rows)
+                || message.payload.len() + 1 + line.len() > most;
+            if !full {
+                message.payload.push(b'\n');
+                message.payload.extend_from_slice(&line);
+                message.rows += 1;
+                continue;
+            }
+        }
+        let message = Message { partition, first_ordinal: ordinal, rows: 1, payload: line.clone() };
+        grouped.messages.extend(open.insert(partition, message));
+    }
+    grouped.messages.extend(open.into_values());
+    grouped
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        ids::{EventId, TenantId, WalId},
+        row::EventRow,
+    };
+
+    fn rows(sessions: &[&str], text: &str) -> Vec<Vec<u8>> {
+        let encode = |(index, session): (u128, &&str)| {
+            let mut row = EventRow::new(TenantId(Uuid::from_u128(1)), EventId(Uuid::from_u128(index)), "custom");
+            row.session_id = (*session).into();
+            row.text = text.into();
+            let mut bytes = Vec::new();
+            row::encode(&row, &mut bytes);
+            bytes
+        };
+        (0..).zip(sessions).map(encode).collect()
+    }
+
+    fn origin() -> Origin {
+        Origin { wal_id: WalId(Uuid::from_u128(9)), wal_seq: 42, wal_ordinal: 0, relayed_at_ms: 7 }
+    }
+
+    /// (partition, first ordinal, ordinals of the rows as the payload has them)
+    fn shape(grouped: &Grouped) -> Vec<(u32, u32, Vec<u32>)> {
+        let ordinals = |message: &Message| -> Vec<u32> {
+            let lines = message.payload.split(|byte| *byte == b'\n');
+            lines.map(|line| row::read_json(line).unwrap().1.wal_ordinal).collect()
+        };
+        grouped
+            .messages
+            .iter()
+            .map(|message| {
+                let ordinals = ordinals(message);
+                assert_eq!(ordinals.len(), message.rows as usize);
+                (message.partition, message.first_ordinal, ordinals)
+            })
+            .collect()
+    }
+
+    fn partition_of(session: &str, partitions: u32) -> u32 {
+        partitioner::partition(format!("{}:{session}", Uuid::from_u128(1)).as_bytes(), partitions)
+    }
+
+    #[test]
+    fn rows_of_a_partition_share_a_message_in_their_order() {
+        let sessions: Vec<String> = (0..20).map(|n| format!("s-{}", n % 7)).collect();
+        let sessions: Vec<&str> = sessions.iter().map(String::as_str).collect();
+        let encoded = rows(&sessions, "");
+        let limits = MessageLimits { rows: 1000, bytes: 1_000_000 };
+        let grouped = group(encoded.iter().map(Vec::as_slice), &origin(), 5, &limits, &BTreeSet::new());
+        assert!(grouped.refused.is_empty());
+        let mut expected: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (ordinal, session) in (0..).zip(&sessions) {
+            expected.entry(partition_of(session, 5)).or_default().push(ordinal);
+        }
+        let expected: Vec<_> =
+            expected.into_iter().map(|(partition, ordinals)| (partition, ordinals[0], ordinals)).collect();
+        assert_eq!(shape(&grouped), expected);
+    }
+
+    #[test]
+    fn a_message_keeps_to_rows_and_bytes() {
+        let encoded = rows(&["s"; 7], "");
+        let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
+        let none = BTreeSet::new();
+        let by = |rows, bytes| {
+            let grouped = group(encoded.iter().copied(), &origin(), 3, &MessageLimits { rows, bytes }, &none);
+            shape(&grouped).into_iter().map(|(_, first, ordinals)| (first, ordinals.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(by(3, 1_000_000), [(0, 3), (3, 3), (6, 1)]);
+        assert_eq!(by(1, 1_000_000), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)]);
+        let one = group(encoded.iter().take(1).copied(), &origin(), 3, &MessageLimits { rows: 9, bytes: 9999 }, &none)
+            .messages[0]
+            .payload
+            .len();
+        assert_eq!(by(1000, MESSAGE_OVERHEAD + 2 * one + 1), [(0, 2), (2, 2), (4, 2), (6, 1)]);
+        assert_eq!(by(1000, MESSAGE_OVERHEAD + 2 * one), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)]);
+    }
+
+    #[test]
+    fn what_no_message_can_carry_is_refused_and_the_rest_goes() {
+        let mut encoded = rows(&["a", "b", "c"], "");
+        encoded.extend(rows(&["d"], &"x".repeat(2000)));
+        encoded.push(vec![99, 1, 2]);
+        let limits = MessageLimits { rows: 10, bytes: 1500 };
+        let grouped = group(encoded.iter().map(Vec::as_slice), &origin(), 1, &limits, &BTreeSet::from([1]));
+        let refused: Vec<_> = grouped.refused.iter().map(|refused| refused.ordinal).collect();
+        assert_eq!(refused, [1, 3, 4]);
+        assert!(grouped.refused[0].reason.contains("the broker refuses"), "{}", grouped.refused[0].reason);
+        assert!(grouped.refused[2].reason.contains("layout 99"), "{}", grouped.refused[2].reason);
+        assert_eq!(shape(&grouped), [(0, 0, vec![0, 2])]);
+    }
+}

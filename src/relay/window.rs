@@ -1,0 +1,225 @@
+//! Which records are on their way, and which are wholly acknowledged. Shared by the relay, which adds, and by librdkafka's
+//! delivery reports, which take away.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::ids::WalSeq;
+
+/// A message as it comes back with its delivery report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sent {
+    pub(super) seq: WalSeq,
+    pub(super) first_ordinal: u32,
+    pub(super) rows: u32,
+    pub(super) bytes: usize,
+}
+
+/// Why a producer cannot be used any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) reason: String,
+    /// The message that the broker found too large, if that is why.
+    pub(super) too_large: Option<Sent>,
+}
+
+/// Records that are wholly acknowledged, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) last: WalSeq,
+    /// Events of the log up to and with the last record.
+    pub(super) cumulative: u64,
+    pub(super) records: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    seq: WalSeq,
+    /// Events of the log up to and with this record.
+    cumulative: u64,
+    /// Messages without an acknowledgement.
+    outstanding: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    records: VecDeque<Entry>,
+    bytes: usize,
+    messages: usize,
+    failure: Option<Failure>,
+    last_news: Instant,
+    acknowledged: bool,
+}
+
+/// Records on their way under one producer.
+#[derive(Debug)]
+pub(super) struct Window {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+impl Window {
+    pub(super) fn new() -> Self {
+        let inner = Inner {
+            records: VecDeque::new(),
+            bytes: 0,
+            messages: 0,
+            failure: None,
+            last_news: Instant::now(),
+            acknowledged: false,
+        };
+        Self { inner: Mutex::new(inner), changed: Notify::new() }
+    }
+
+    /// A record will be sent as so many messages. Records come in the order of their sequence.
+    pub(super) fn begin(&self, seq: WalSeq, cumulative: u64, messages: usize) {
+        let mut inner = self.inner.lock();
+        if inner.messages == 0 {
+            // Nothing was due before now.
+            inner.last_news = Instant::now();
+        }
+        inner.records.push_back(Entry { seq, cumulative, outstanding: messages });
+    }
+
+    /// A message was handed to librdkafka.
+    pub(super) fn sent(&self, bytes: usize) {
+        let mut inner = self.inner.lock();
+        inner.bytes += bytes;
+        inner.messages += 1;
+    }
+
+    /// It was not: librdkafka refused it.
+    pub(super) fn unsent(&self, bytes: usize) {
+        let mut inner = self.inner.lock();
+        inner.bytes = inner.bytes.saturating_sub(bytes);
+        inner.messages = inner.messages.saturating_sub(1);
+    }
+
+    /// The broker has `sent`. True the first time.
+    pub(super) fn acknowledged(&self, sent: &Sent) -> bool {
+        let mut inner = self.inner.lock();
+        inner.bytes = inner.bytes.saturating_sub(sent.bytes);
+        inner.messages = inner.messages.saturating_sub(1);
+        inner.last_news = Instant::now();
+        let first = !std::mem::replace(&mut inner.acknowledged, true);
+        if let Ok(index) = inner.records.binary_search_by_key(&sent.seq, |entry| entry.seq)
+            && let Some(entry) = inner.records.get_mut(index)
+        {
+            entry.outstanding = entry.outstanding.saturating_sub(1);
+        }
+        drop(inner);
+        self.changed.notify_one();
+        first
+    }
+
+    /// The producer failed. The first reason counts; what follows is its consequence.
+    pub(super) fn fail(&self, failure: Failure) {
+        self.inner.lock().failure.get_or_insert(failure);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn failure(&self) -> Option<Failure> {
+        self.inner.lock().failure.clone()
+    }
+
+    /// Takes the longest run of wholly acknowledged records off the front.
+    pub(super) fn take_acknowledged(&self) -> Option<Run> {
+        let mut inner = self.inner.lock();
+        let mut taken: Option<Run> = None;
+        while inner.records.front().is_some_and(|entry| entry.outstanding == 0) {
+            if let Some(Entry { seq, cumulative, .. }) = inner.records.pop_front() {
+                taken = Some(Run { last: seq, cumulative, records: taken.map_or(1, |run| run.records + 1) });
+            }
+        }
+        taken
+    }
+
+    /// The lowest record that is not wholly acknowledged.
+    pub(super) fn lowest(&self) -> Option<WalSeq> {
+        self.inner.lock().records.front().map(|entry| entry.seq)
+    }
+
+    /// `bytes` more fit below `limit`. One message always fits, so that none is too large to be ever sent.
+    pub(super) fn has_room(&self, bytes: usize, limit: usize) -> bool {
+        let inner = self.inner.lock();
+        inner.messages == 0 || inner.bytes + bytes <= limit
+    }
+
+    /// Nothing is on its way any more.
+    pub(super) fn is_settled(&self) -> bool {
+        self.inner.lock().messages == 0
+    }
+
+    /// The broker took at least one message of this producer.
+    pub(super) fn was_acknowledged(&self) -> bool {
+        self.inner.lock().acknowledged
+    }
+
+    /// For how long messages have been waiting without any news: how many, and how long.
+    pub(super) fn silence(&self) -> (usize, Duration) {
+        let inner = self.inner.lock();
+        (inner.messages, if inner.messages == 0 { Duration::ZERO } else { inner.last_news.elapsed() })
+    }
+
+    /// Waits for the next acknowledgement or failure. One that came since the last wait counts.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(seq: u64) -> Sent {
+        Sent { seq: WalSeq(seq), first_ordinal: 0, rows: 1, bytes: 10 }
+    }
+
+    #[test]
+    fn only_the_longest_acknowledged_run_is_taken() {
+        let window = Window::new();
+        for (seq, messages) in [(3, 2), (4, 1), (7, 1), (8, 0)] {
+            window.begin(WalSeq(seq), seq * 10, messages);
+            for _ in 0..messages {
+                window.sent(10);
+            }
+        }
+        assert!(window.acknowledged(&sent(4)));
+        assert!(!window.acknowledged(&sent(3)));
+        assert_eq!(window.take_acknowledged(), None, "3 has another message");
+        assert_eq!(window.lowest(), Some(WalSeq(3)));
+        window.acknowledged(&sent(3));
+        assert_eq!(window.take_acknowledged(), Some(Run { last: WalSeq(4), cumulative: 40, records: 2 }));
+        assert_eq!(window.lowest(), Some(WalSeq(7)));
+        window.acknowledged(&sent(7));
+        assert_eq!(window.take_acknowledged(), Some(Run { last: WalSeq(8), cumulative: 80, records: 2 }), "a record without messages is done");
+        assert!(window.is_settled());
+        assert_eq!(window.take_acknowledged(), None);
+    }
+
+    #[test]
+    fn room_is_by_bytes_and_one_message_always_fits() {
+        let window = Window::new();
+        assert!(window.has_room(1000, 100));
+        window.begin(WalSeq(1), 1, 1);
+        window.sent(90);
+        assert!(window.has_room(10, 100));
+        assert!(!window.has_room(11, 100));
+        window.acknowledged(&Sent { bytes: 90, ..sent(1) });
+        assert!(window.has_room(1000, 100));
+    }
+
+    #[test]
+    fn the_first_failure_is_the_reason() {
+        let window = Window::new();
+        let failure = |reason: &str| Failure { reason: reason.into(), too_large: None };
+        window.fail(failure("fatal"));
+        window.fail(failure("purged"));
+        assert_eq!(window.failure(), Some(failure("fatal")));
+    }
+}

@@ -1,0 +1,369 @@
+//! The relay's thread: reads records, hands their messages over, follows their acknowledgements, and starts again from
+//! the lowest unacknowledged record when a producer fails.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Relay, RelayError,
+    counts::Counts,
+    group::{self, Grouped, MessageLimits},
+    producer::{Handed, Producer},
+    window::{Failure, Run, Window},
+};
+use crate::{
+    broker::{self, BrokerError, Severity, TopicWatch, chain},
+    dead_letters::DeadLetter,
+    ids::WalSeq,
+    row::Origin,
+    wal::{self, ReadError, Record},
+};
+
+/// Most records read at once, and most bytes of them as they are in the log.
+const READ_RECORDS: usize = 64;
+const READ_BYTES: usize = 1 << 20;
+/// A wait looks around this often even if nothing is reported.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Without any acknowledgement for this long, while messages wait, the broker counts as down.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Pauses between a failed producer and the next: doubling from the first to the last, and jittered.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// The lag is measured at most this often: it walks through the log's generations.
+const MEASURE_EVERY: Duration = Duration::from_millis(250);
+
+/// How one producer's life ended.
+enum End {
+    Cancelled,
+    Failed(Failure),
+    Read(ReadError),
+}
+
+/// What is known of the events that are not acknowledged yet.
+#[derive(Default)]
+struct Lag {
+    /// Events up to and with the last record that left the log.
+    acknowledged: Option<u64>,
+    /// The last record read, and the events up to and with it.
+    read: Option<(WalSeq, u64)>,
+    measured: Option<Instant>,
+}
+
+/// What the broker found too large in a record.
+#[derive(Default)]
+struct TooLarge {
+    /// A message of several rows was: send every row on its own.
+    alone: bool,
+    /// These rows were, on their own.
+    rows: BTreeSet<u32>,
+}
+
+pub(super) struct Worker {
+    relay: Relay,
+    topic: TopicWatch,
+    runtime: Handle,
+    cancel: CancellationToken,
+    counts: Counts,
+    too_large: BTreeMap<WalSeq, TooLarge>,
+    /// Letters that are kept already, so that a resend writes none twice.
+    lettered: BTreeSet<(WalSeq, u32)>,
+    /// The first record that was read and not handed over wholly.
+    unsent: Option<WalSeq>,
+    lag: Lag,
+    raw: Vec<u8>,
+}
+
+impl Worker {
+    pub(super) fn new(relay: Relay, cancel: CancellationToken) -> Result<Self, BrokerError> {
+        let topic = broker::watch(&relay.settings, relay.status.clone(), cancel.clone())?;
+        Ok(Self {
+            relay,
+            topic,
+            runtime: Handle::current(),
+            cancel,
+            counts: Counts::default(),
+            too_large: BTreeMap::new(),
+            lettered: BTreeSet::new(),
+            unsent: None,
+            lag: Lag::default(),
+            raw: Vec::new(),
+        })
+    }
+
+    /// Relays until it is cancelled. Blocking.
+    pub(super) fn run(mut self) -> Result<(), RelayError> {
+        let mut failures = 0_u32;
+        while self.wait_for_topic() {
+            let window = Arc::new(Window::new());
+            let Relay { settings, status, metrics, .. } = &self.relay;
+            let producer =
+                Producer::new(settings, status.clone(), window.clone(), metrics.clone()).map_err(RelayError::Broker)?;
+            let end = self.produce(&producer, &window);
+            if matches!(end, End::Cancelled) {
+                self.drain(&window);
+            }
+            producer.close();
+            self.truncate(&window);
+            match end {
+                End::Cancelled => return Ok(()),
+                End::Read(error) => return Err(RelayError::Read(error)),
+                End::Failed(failure) => {
+                    failures = if window.was_acknowledged() { 1 } else { failures.saturating_add(1) };
+                    self.start_again(&window, &failure, failures);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the topic has partitions. False when cancelled.
+    fn wait_for_topic(&mut self) -> bool {
+        let Self { topic, cancel, runtime, .. } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                () = cancel.cancelled() => false,
+                known = topic.partitions.wait_for(|partitions| *partitions > 0) => known.is_ok(),
+            }
+        })
+    }
+
+    fn produce(&mut self, producer: &Producer, window: &Window) -> End {
+        loop {
+            if let Some(failure) = window.failure() {
+                return End::Failed(failure);
+            }
+            self.truncate(window);
+            self.look_for_silence(window);
+            let Self { relay, cancel, runtime, .. } = self;
+            let read = runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => Err(End::Cancelled),
+                    () = window.changed() => Ok(Vec::new()),
+                    () = tokio::time::sleep(LOOK_EVERY) => Ok(Vec::new()),
+                    read = relay.reader.next(READ_RECORDS, READ_BYTES) => match read {
+                        Ok(records) => Ok(records),
+                        Err(ReadError::Unavailable(error)) => {
+                            tracing::warn!(error = chain(&error), "the log cannot be read now, trying again");
+                            relay.metrics.error("relay");
+                            tokio::time::sleep(LOOK_EVERY).await;
+                            Ok(Vec::new())
+                        }
+                        Err(error) => Err(End::Read(error)),
+                    },
+                }
+            });
+            let records = match read {
+                Ok(records) => records,
+                Err(end) => return end,
+            };
+            for record in records {
+                // Until it is handed over, a new producer must begin with it.
+                self.unsent = Some(record.seq);
+                if let Err(end) = self.send(&record, producer, window) {
+                    return end;
+                }
+                self.unsent = None;
+            }
+        }
+    }
+
+    fn send(&mut self, record: &Record, producer: &Producer, window: &Window) -> Result<(), End> {
+        let grouped = self.group(record);
+        for refused in &grouped.refused {
+            self.keep_letter(record, refused)?;
+        }
+        let first = record.cumulative.saturating_sub(u64::from(record.event_count));
+        self.lag.acknowledged.get_or_insert(first);
+        self.lag.read = Some((record.seq, record.cumulative));
+        window.begin(record.seq, record.cumulative, grouped.messages.len());
+        for message in &grouped.messages {
+            while !window.has_room(message.payload.len(), self.relay.settings.in_flight_bytes) {
+                self.wait(window)?;
+            }
+            loop {
+                match producer.hand_over(record.wal_id, record.seq, message, window) {
+                    Handed::Over => break,
+                    Handed::QueueFull => self.wait(window)?,
+                    Handed::Failed(failure) => return Err(End::Failed(window.failure().unwrap_or(failure))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, record: &Record) -> Grouped {
+        let present = *self.topic.partitions.borrow();
+        let (partitions, changed) = self.counts.for_record(record.seq, present);
+        if changed {
+            tracing::warn!(partitions, from_seq = record.seq.0, "the topic has another number of partitions");
+            self.relay.metrics.relay_repartitions.inc();
+        }
+        let settings = &self.relay.settings;
+        let exceptions = self.too_large.get(&record.seq);
+        let rows = if exceptions.is_some_and(|too_large| too_large.alone) { 1 } else { settings.batch_size.max(1) };
+        let limits = MessageLimits { rows, bytes: settings.max_message_bytes };
+        let none = BTreeSet::new();
+        let too_large = exceptions.map_or(&none, |too_large| &too_large.rows);
+        let origin = Origin {
+            wal_id: record.wal_id,
+            wal_seq: record.seq.0,
+            wal_ordinal: 0,
+            relayed_at_ms: Timestamp::now().as_millisecond(),
+        };
+        self.raw.clear();
+        let rows =
+            record.decompress_into(&mut self.raw).and_then(|()| wal::rows(&self.raw).collect::<Result<Vec<_>, _>>());
+        match rows {
+            Ok(rows) => group::group(rows, &origin, partitions, &limits, too_large),
+            Err(error) => {
+                // The log checked it when it was written and when it was read: this is a version that writes wrongly.
+                let reason = format!("the record cannot be unpacked: {}", chain(&error));
+                let bytes = record.payload().to_vec();
+                let refused = vec![group::Refused { ordinal: 0, reason, bytes }];
+                Grouped { messages: Vec::new(), refused }
+            }
+        }
+    }
+
+    /// Writes a dead letter, and tries for as long as it takes: its record may not go before.
+    fn keep_letter(&mut self, record: &Record, refused: &group::Refused) -> Result<(), End> {
+        let place = (record.seq, refused.ordinal);
+        while !self.lettered.contains(&place) {
+            let letter = DeadLetter {
+                stage: "relay",
+                reason: refused.reason.clone(),
+                position: format!("{}:{}:{}", record.wal_id, record.seq, refused.ordinal),
+                bytes: &refused.bytes,
+            };
+            match self.relay.dead_letters.keep(&letter) {
+                Ok(()) => {
+                    self.lettered.insert(place);
+                    self.relay.status.clear("dead letters");
+                }
+                Err(error) => {
+                    let reason = format!("a dead letter of record {} cannot be kept: {error}", record.seq);
+                    self.relay.status.set("dead letters", Severity::Degraded, reason);
+                    self.relay.metrics.error("relay");
+                    self.pause(LOOK_EVERY)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for news of messages in flight.
+    fn wait(&mut self, window: &Window) -> Result<(), End> {
+        let Self { cancel, runtime, .. } = self;
+        let cancelled = runtime.block_on(async {
+            tokio::select! {
+                () = cancel.cancelled() => true,
+                () = window.changed() => false,
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+            }
+        });
+        self.truncate(window);
+        self.look_for_silence(window);
+        match window.failure() {
+            _ if cancelled => Err(End::Cancelled),
+            Some(failure) => Err(End::Failed(failure)),
+            None => Ok(()),
+        }
+    }
+
+    fn pause(&self, pause: Duration) -> Result<(), End> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = self.cancel.cancelled() => Err(End::Cancelled),
+                () = tokio::time::sleep(pause) => Ok(()),
+            }
+        })
+    }
+
+    /// Removes from the log what is wholly acknowledged.
+    fn truncate(&mut self, window: &Window) {
+        if let Some(Run { last: seq, cumulative, records }) = window.take_acknowledged() {
+            self.relay.wal.truncate_through(seq);
+            self.relay.metrics.relay_records.inc_by(records);
+            self.lag.acknowledged = Some(cumulative);
+            self.counts.forget(seq);
+            self.too_large = self.too_large.split_off(&WalSeq(seq.0 + 1));
+            self.lettered = self.lettered.split_off(&(WalSeq(seq.0 + 1), 0));
+        }
+        self.measure_lag();
+    }
+
+    /// Events in the log that the broker has not acknowledged: exact once everything was read, and before that with
+    /// unread records taken to be as large as the log's average.
+    fn measure_lag(&mut self) {
+        if self.lag.measured.is_some_and(|at| at.elapsed() < MEASURE_EVERY) {
+            return;
+        }
+        self.lag.measured = Some(Instant::now());
+        let stats = self.relay.wal.stats();
+        let (seq, cumulative) = match self.lag.read {
+            Some((seq, cumulative)) => (seq.0, cumulative),
+            None => (self.relay.wal.done_through().map_or(0, |seq| seq.0), 0),
+        };
+        let unread = stats.next_seq.0.saturating_sub(seq.saturating_add(1));
+        let average = stats.events.checked_div(stats.records).unwrap_or(0);
+        let known = cumulative.saturating_sub(self.lag.acknowledged.unwrap_or(cumulative));
+        let lag = known.saturating_add(unread.saturating_mul(average));
+        self.relay.metrics.relay_lag_events.set(i64::try_from(lag).unwrap_or(i64::MAX));
+    }
+
+    fn look_for_silence(&self, window: &Window) {
+        let (messages, silence) = window.silence();
+        if silence < SILENCE {
+            self.relay.status.clear("deliveries");
+        } else {
+            let reason = format!("{messages} messages wait, and the broker acknowledges none");
+            self.relay.status.set("deliveries", Severity::Down, reason);
+        }
+    }
+
+    fn drain(&mut self, window: &Window) {
+        let Self { runtime, relay, .. } = self;
+        let drained = runtime.block_on(tokio::time::timeout(relay.settings.drain, async {
+            while !window.is_settled() && window.failure().is_none() {
+                window.changed().await;
+            }
+        }));
+        if drained.is_err() {
+            tracing::info!("messages in flight were not acknowledged in time; their records stay in the log");
+        }
+    }
+
+    /// Goes back to the lowest record that is not wholly acknowledged, after a pause.
+    fn start_again(&mut self, window: &Window, failure: &Failure, failures: u32) {
+        let lowest = window.lowest().into_iter().chain(self.unsent.take()).min();
+        tracing::warn!(reason = failure.reason, ?lowest, failures, "the producer failed and is replaced");
+        self.relay.metrics.relay_rebuilds.inc();
+        self.relay.metrics.error("relay");
+        self.relay.status.set("producer", Severity::Degraded, format!("the producer is replaced: {}", failure.reason));
+        if let Some(sent) = failure.too_large {
+            let too_large = self.too_large.entry(sent.seq).or_default();
+            if sent.rows > 1 {
+                too_large.alone = true;
+            } else {
+                too_large.rows.insert(sent.first_ordinal);
+            }
+        }
+        if let Some(seq) = lowest {
+            self.relay.reader.rewind(seq);
+        }
+        self.topic.look_now();
+        let pause = FIRST_PAUSE.saturating_mul(1 << failures.clamp(1, 10)).min(LAST_PAUSE);
+        // When cancelled meanwhile, the next wait says so.
+        if self.pause(pause.mul_f64(rand::random_range(0.5..1.0))).is_err() {
+            tracing::debug!("cancelled while a producer was to be replaced");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! A log with a relay, a source with a stand-in for the sink, and what a reader of the topic sees.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ingestion_engine::{
+    broker::{Settings, source::KafkaSource},
+    dead_letters::DeadLetters,
+    health::{Health, State},
+    ids::{EventId, TenantId, WalId, WalSeq},
+    metrics::Metrics,
+    relay::{Relay, RelayError},
+    row::{self, EventRow},
+    sink::source::{Range, RangeLimits, Source},
+    wal::{Append, Codec, Packer, Settings as WalSettings, Wal},
+};
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// How long anything may take that should take a moment: brokers are waited for, and two cores are shared.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+pub const TOPIC: &str = "events";
+
+/// Looks again until `condition` holds; fails with `what` when it does not in time.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain waited for: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub fn settings(brokers: &str, partitions: u32) -> Settings {
+    Settings {
+        brokers: brokers.into(),
+        topic: TOPIC.into(),
+        partitions,
+        replication_factor: 1,
+        min_insync_replicas: 1,
+        group: "sink".into(),
+        drain: Duration::from_secs(5),
+        revoke_wait: Duration::from_secs(30),
+        ..Settings::default()
+    }
+}
+
+pub fn limits(rows: usize, age: Duration) -> RangeLimits {
+    RangeLimits { rows, bytes: 4 << 20, age, expiries: 20 }
+}
+
+/// A log in a temporary folder, and what was appended to it.
+pub struct Log {
+    pub home: TempDir,
+    pub wal: Wal,
+    pub metrics: Arc<Metrics>,
+    pub health: Health,
+    /// Every event appended.
+    pub events: BTreeSet<EventId>,
+    tenant: TenantId,
+}
+
+/// A relay at work.
+pub struct Running {
+    cancel: CancellationToken,
+    task: JoinHandle<Result<(), RelayError>>,
+}
+
+impl Running {
+    pub async fn stop(self) {
+        self.cancel.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+impl Log {
+    /// A new log, with the relay for `settings` at work.
+    pub fn relayed(settings: Settings) -> (Self, Running) {
+        let home = TempDir::new().unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let health = Health::default();
+        let wal_settings = WalSettings { min_free_bytes: 1 << 20, ..WalSettings::new(home.path().join("wal")) };
+        let (wal, reader) = Wal::open(wal_settings, health.component("wal"), metrics.clone()).unwrap();
+        let relay = Relay::new(
+            settings,
+            reader,
+            wal.clone(),
+            letters(&home, &metrics),
+            health.component("broker"),
+            metrics.clone(),
+        );
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(relay.run(cancel.clone()));
+        let tenant = TenantId(Uuid::now_v7());
+        (Self { home, wal, metrics, health, events: BTreeSet::new(), tenant }, Running { cancel, task })
+    }
+
+    /// Appends one record of `rows` events over `sessions` sessions, each with `text`.
+    pub async fn append_text(&mut self, rows: usize, sessions: usize, text: &str) {
+        let mut packer = Packer::new(Codec::Lz4);
+        let mut encoded = Vec::new();
+        for number in 0..rows {
+            let id = EventId(Uuid::now_v7());
+            self.events.insert(id);
+            let session = format!("session-{}", (self.events.len() + number) % sessions);
+            let mut event = EventRow::new(self.tenant, id, "custom");
+            event.session_id = session.as_str().into();
+            event.received_at_ms = 1_795_000_000_000;
+            event.timestamp_ms = 1_795_000_000_000;
+            event.text = text.into();
+            encoded.clear();
+            row::encode(&event, &mut encoded);
+            packer.push(&encoded);
+        }
+        let append = Append { tenant: self.tenant, received_at_ms: 1_795_000_000_000, chunks: packer.finish() };
+        self.wal.append(append).await.unwrap();
+    }
+
+    pub async fn append(&mut self, records: usize, rows: usize, sessions: usize) {
+        for _ in 0..records {
+            self.append_text(rows, sessions, "what was said").await;
+        }
+    }
+
+    /// Everything appended has left the log.
+    pub fn is_drained(&self) -> bool {
+        self.wal.done_through().map_or(0, |seq| seq.0) + 1 >= self.wal.stats().next_seq.0
+    }
+
+    pub fn state(&self, component: &str) -> (State, String) {
+        let report = self.health.snapshot()[component].clone();
+        (report.state, report.reason.unwrap_or_default())
+    }
+
+    pub fn dead_letters(&self) -> Vec<String> {
+        let folder = self.home.path().join("dead-letters");
+        let Ok(files) = std::fs::read_dir(folder) else { return Vec::new() };
+        let text: String = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+fn letters(home: &TempDir, metrics: &Arc<Metrics>) -> DeadLetters {
+    DeadLetters::new(home.path().join("dead-letters"), metrics.clone())
+}
+
+/// A source with its own metrics and health.
+pub struct Reading {
+    pub source: KafkaSource,
+    pub metrics: Arc<Metrics>,
+    pub health: Health,
+    pub home: TempDir,
+}
+
+impl Reading {
+    pub fn start(settings: Settings, limits: RangeLimits) -> Self {
+        let home = TempDir::new().unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let health = Health::default();
+        let dead_letters = letters(&home, &metrics);
+        let component = health.component("source");
+        let source = KafkaSource::new(settings, limits, dead_letters, component, metrics.clone()).unwrap();
+        Self { source, metrics, health, home }
+    }
+
+    pub fn state(&self) -> (State, String) {
+        let report = self.health.snapshot()["source"].clone();
+        (report.state, report.reason.unwrap_or_default())
+    }
+
+    pub async fn next(&mut self) -> Range {
+        tokio::time::timeout(PATIENCE, self.source.next()).await.expect("in vain waited for a range").unwrap()
+    }
+
+    /// Takes and commits ranges until every event of `expected` was in one. Fails when one came twice, unless `repeats`.
+    pub async fn store(&mut self, expected: &BTreeSet<EventId>, repeats: bool) -> Vec<Range> {
+        let mut stored = BTreeSet::new();
+        let mut ranges = Vec::new();
+        while !expected.is_subset(&stored) {
+            let range = self.next().await;
+            for row in rows(&range) {
+                assert!(stored.insert(row.event) || repeats, "{} came twice, in {}", row.event, range.id);
+            }
+            self.source.commit(&range).await.unwrap();
+            ranges.push(range);
+        }
+        ranges
+    }
+}
+
+/// What a test wants of a row of an insert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub event: EventId,
+    pub wal_id: WalId,
+    pub seq: WalSeq,
+    pub ordinal: u32,
+    pub topic: String,
+    pub partition: u32,
+    pub offset: u64,
+}
+
+/// Decodes the rows of a range, to the last byte.
+pub fn rows(range: &Range) -> Vec<Row> {
+    let mut input: &[u8] = &range.body;
+    let mut rows = Vec::new();
+    while !input.is_empty() {
+        let event = EventRow::read_binary(&mut input).unwrap().event_id;
+        let mut take = |count: usize| {
+            let (head, tail) = input.split_at(count);
+            input = tail;
+            head
+        };
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+        let wal_id = WalId(Uuid::from_u64_pair(number(take(8)), number(take(8))));
+        let seq = WalSeq(number(take(8)));
+        let ordinal = u32::from_le_bytes(take(4).try_into().unwrap());
+        take(8);
+        let length = usize::from(take(1)[0]);
+        let topic = String::from_utf8(take(length).to_vec()).unwrap();
+        let partition = u32::from_le_bytes(take(4).try_into().unwrap());
+        let offset = number(take(8));
+        assert_eq!((topic.as_str(), partition), (range.id.topic.as_str(), range.id.partition));
+        assert!((range.id.first..=range.id.last).contains(&offset), "{offset} outside of {}", range.id);
+        rows.push(Row { event, wal_id, seq, ordinal, topic, partition, offset });
+    }
+    assert_eq!(rows.len(), range.rows);
+    rows
+}
+
+/// A message of the topic as any consumer sees it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub partition: i32,
+    pub offset: i64,
+    pub wal_id: WalId,
+    pub seq: u64,
+    pub ordinal: u32,
+    /// Its rows, by ordinal.
+    pub rows: Vec<(u32, EventId)>,
+}
+
+/// Reads the whole topic, from the beginning, until `enough` of it was seen.
+pub async fn read_topic(brokers: &str, partitions: i32, mut enough: impl FnMut(&[Seen]) -> bool + Send) -> Vec<Seen> {
+    let brokers = brokers.to_owned();
+    tokio::task::block_in_place(move || {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("group.id", "reader of the test")
+            .set("enable.auto.commit", "false")
+            .create()
+            .unwrap();
+        let mut all = TopicPartitionList::new();
+        for partition in 0..partitions {
+            all.add_partition_offset(TOPIC, partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&all).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        while !enough(&seen) {
+            assert!(Instant::now() < deadline, "in vain read the topic: {} messages", seen.len());
+            let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
+            let headers: BTreeMap<String, String> = message
+                .headers()
+                .unwrap()
+                .iter()
+                .map(|header| (header.key.to_owned(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
+                .collect();
+            assert!(message.key().is_none());
+            let lines = message.payload().unwrap().split(|byte| *byte == b'\n');
+            let parts: Vec<_> = lines.map(|line| row::read_json(line).unwrap()).collect();
+            let rows: Vec<_> = parts.iter().map(|(event, origin)| (origin.wal_ordinal, event.event_id)).collect();
+            let found = Seen {
+                partition: message.partition(),
+                offset: message.offset(),
+                wal_id: WalId(headers["wal_id"].parse().unwrap()),
+                seq: headers["wal_seq"].parse().unwrap(),
+                ordinal: headers["wal_ordinal"].parse().unwrap(),
+                rows,
+            };
+            assert_eq!(headers["rows"], found.rows.len().to_string());
+            assert_eq!(found.rows[0].0, found.ordinal);
+            for (_, origin) in &parts {
+                assert_eq!((origin.wal_id, origin.wal_seq), (found.wal_id, found.seq));
+            }
+            seen.push(found);
+        }
+        seen
+    })
+}
+
+/// The events that a reader of the topic has who drops, per partition and log, what is not above its mark. Because it
+/// drops what came too late, an event is missing here when a later one of its partition came before it.
+pub fn deduplicated(seen: &[Seen]) -> (Vec<EventId>, usize) {
+    let mut marks: BTreeMap<(i32, WalId), (u64, u32)> = BTreeMap::new();
+    let mut offsets: BTreeMap<i32, i64> = BTreeMap::new();
+    let (mut events, mut dropped) = (Vec::new(), 0);
+    for message in seen {
+        let before = offsets.insert(message.partition, message.offset);
+        assert!(before.is_none_or(|before| before < message.offset));
+        let place = (message.seq, message.ordinal);
+        let mark = marks.entry((message.partition, message.wal_id)).or_default();
+        // Sequences begin at 1, so nothing stands at the first mark.
+        if place <= *mark {
+            dropped += 1;
+            continue;
+        }
+        *mark = place;
+        assert!(message.rows.is_sorted_by(|a, b| a.0 < b.0));
+        events.extend(message.rows.iter().map(|(_, event)| *event));
+    }
+    (events, dropped)
+}
+
+/// Asserts that the topic holds every event of `expected`, once and in order for a reader that drops duplicates.
+pub async fn assert_topic_holds(brokers: &str, partitions: i32, expected: &BTreeSet<EventId>) -> usize {
+    let mut held = BTreeSet::new();
+    let mut looked = 0;
+    let seen = read_topic(brokers, partitions, |seen| {
+        for message in &seen[looked..] {
+            held.extend(message.rows.iter().map(|(_, event)| *event));
+        }
+        looked = seen.len();
+        held.len() >= expected.len()
+    })
+    .await;
+    let (events, dropped) = deduplicated(&seen);
+    assert_eq!(events.len(), expected.len(), "an event is there twice, or came after a later one");
+    assert!(events.iter().copied().collect::<BTreeSet<_>>() == *expected);
+    dropped
+}

@@ -163,7 +163,8 @@ async fn run(options: &Options, url: &Uri) -> anyhow::Result<ExitCode> {
         }
         _ => None,
     };
-    let report = Report { seen, elapsed: last - plan.start, bytes_per_event, cpu, cpu_drained, verdict };
+    let asked = options.events.next_multiple_of(options.batch);
+    let report = Report { asked, seen, elapsed: last - plan.start, bytes_per_event, cpu, cpu_drained, verdict };
     report.print();
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report.json())?;

@@ -65,6 +65,8 @@ fn process(id: u32) -> Option<Process> {
 
 /// Everything there is to say about a run.
 pub struct Report {
+    /// Events that were to be sent.
+    pub asked: u64,
     pub seen: Seen,
     /// From the first request to the last 2xx.
     pub elapsed: Duration,
@@ -93,11 +95,11 @@ impl Report {
     pub fn json(&self) -> Value {
         let seconds = self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
         let events = self.acknowledged();
-        let millions = real(events) / 1e6;
         let per_million = |cpu: &BTreeMap<String, f64>| -> BTreeMap<String, f64> {
-            cpu.iter().map(|(name, seconds)| (name.clone(), seconds / millions.max(f64::MIN_POSITIVE))).collect()
+            cpu.iter().map(|(name, seconds)| (name.clone(), seconds * 1e6 / real(events.max(1)))).collect()
         };
         json!({
+            "events_asked": self.asked,
             "events_acknowledged": events,
             "events_unknown": self.seen.events.len() as u64 - events,
             "events_rejected": self.seen.rejected,
@@ -129,7 +131,8 @@ impl Report {
         let seconds = self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
         let events = self.acknowledged();
         println!(
-            "acknowledged   {events} events of {:.0} bytes in {seconds:.2} s: {:.0} events/s, {:.0} requests/s",
+            "acknowledged   {events} events (of {}) of {:.0} bytes in {seconds:.2} s: {:.0} events/s, {:.0} requests/s",
+            self.asked,
             self.bytes_per_event,
             real(events) / seconds,
             real(self.seen.latency.len()) / seconds
@@ -156,11 +159,11 @@ impl Report {
         for (status, sample) in &self.seen.samples {
             println!("a {status} said     {sample}");
         }
-        let millions = (real(events) / 1e6).max(f64::MIN_POSITIVE);
-        for (name, used) in &self.cpu {
+        let per_million = |used: f64| used * 1e6 / real(events.max(1));
+        for (name, used) in self.cpu.iter().filter(|_| events > 0) {
             let stored = self.cpu_drained.as_ref().and_then(|cpu| cpu.get(name));
-            let stored = stored.map_or(String::new(), |used| format!(", {:.2} s until stored", used / millions));
-            println!("cpu            {name}: {:.2} s a million events{stored}", used / millions);
+            let stored = stored.map_or(String::new(), |used| format!(", {:.2} s until stored", per_million(*used)));
+            println!("cpu            {name}: {:.2} s a million events{stored}", per_million(*used));
         }
         if let Some(verdict) = &self.verdict {
             verdict.print();

@@ -18,6 +18,9 @@ const FILE_SUFFIX: &str = "_FILE";
 /// Short names for two keys that everybody sets.
 pub(super) const ALIASES: &[(&str, &str)] = &[("INGESTION_HOST", "server.host"), ("INGESTION_PORT", "server.port")];
 
+/// Stands for `log.level` where `INGESTION_LOG_LEVEL` is not given.
+const RUST_LOG: &str = "RUST_LOG";
+
 /// What the environment says.
 #[derive(Default)]
 pub(super) struct EnvironmentLayer {
@@ -58,6 +61,13 @@ pub(super) fn read(environment: &BTreeMap<String, String>) -> EnvironmentLayer {
         } else {
             layer.warnings.push(Warning::new(name, unknown(name, &known)));
         }
+    }
+    // What every Rust program understands, unless the engine's own name says otherwise.
+    if let (Some(key), Some(value)) = (KEYS.iter().find(|key| key.path == "log.level"), environment.get(RUST_LOG))
+        && !value.is_empty()
+        && !layer.settings.contains_key(key.path)
+    {
+        layer.set(key, RUST_LOG, value);
     }
     layer
 }

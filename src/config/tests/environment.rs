@@ -42,6 +42,14 @@ fn values_of_every_shape_can_be_given() {
 }
 
 #[test]
+fn rust_log_stands_for_the_level_unless_the_level_is_given() {
+    let level = |entries| load("[log]\nlevel = \"error\"", entries).0.log.level;
+    assert_eq!(level(&[("RUST_LOG", "debug")]), "debug");
+    assert_eq!(level(&[("RUST_LOG", "debug"), ("INGESTION_LOG_LEVEL", "warn")]), "warn");
+    assert_eq!(level(&[("RUST_LOG", "")]), "error");
+}
+
+#[test]
 fn a_file_can_hold_the_value() {
     for (content, password) in [("pass word\n", "pass word"), ("a\r\n", "a"), ("a\n\n", "a\n"), (" b ", " b ")] {
         let secret = file(content);

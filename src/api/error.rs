@@ -71,6 +71,7 @@ pub struct RejectedEvent {
     pub detail: Cow<'static, str>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
 fn as_code<S: serde::Serializer>(code: &EventErrorCode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(code.as_str())
 }

@@ -34,10 +34,12 @@ impl Retention {
         let Self::Seconds(kept) = self else { return EXPIRES_NEVER };
         // Rounded up to the second first: a row is never dropped within its last one.
         let due = received_at_ms.div_euclid(1000) + i64::from(received_at_ms.rem_euclid(1000) != 0) + kept;
-        let bucket = match kept {
-            ..=HOURLY_UP_TO => round_up(due, HOUR),
-            ..=DAILY_UP_TO => round_up(due, DAY),
-            _ => next_month(due),
+        let bucket = if kept <= HOURLY_UP_TO {
+            round_up(due, HOUR)
+        } else if kept <= DAILY_UP_TO {
+            round_up(due, DAY)
+        } else {
+            next_month(due)
         };
         // The last value means "never"; a row that would live beyond what the type holds is kept until its end.
         u32::try_from(bucket).unwrap_or(EXPIRES_NEVER - 1).min(EXPIRES_NEVER - 1)

@@ -24,8 +24,6 @@ pub use binary::{BinaryError, Json, Text};
 pub use columns::{EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, POSITION_COLUMNS, Position};
 pub use json::{JsonError, read_json, write_json};
 
-use crate::ids::TenantId;
-
 /// Number of the layout that this version writes; the first byte of every row in the log.
 pub const LAYOUT: u8 = 1;
 
@@ -94,16 +92,17 @@ pub fn write_insert_row(
 /// Writes the key that decides an event's partition: `tenant:session`, else the user, else the anonymous id, else the
 /// event's own id, so that everything of one session stays in order in one partition.
 pub fn write_partition_key(row: &EventRow<'_>, key: &mut Vec<u8>) {
-    let TenantId(tenant) = row.tenant_id;
-    key.extend_from_slice(tenant.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).as_bytes());
+    write_uuid(row.tenant_id.0, key);
     key.push(b':');
     let owner = [&row.session_id, &row.user_id, &row.anonymous_id].into_iter().find(|id| !id.is_empty());
     match owner {
         Some(id) => key.extend_from_slice(id.as_bytes()),
-        None => {
-            key.extend_from_slice(row.event_id.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).as_bytes())
-        }
+        None => write_uuid(row.event_id.0, key),
     }
+}
+
+fn write_uuid(id: uuid::Uuid, out: &mut Vec<u8>) {
+    out.extend_from_slice(id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).as_bytes());
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::ids::{EventId, WalId};
+use crate::ids::{EventId, TenantId, WalId};
 
 fn sample() -> EventRow<'static> {
     let tenant = TenantId(Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888));

@@ -140,7 +140,7 @@ async fn wait(
 
 /// Everything behind the log.
 struct Back {
-    relay: Option<JoinHandle<()>>,
+    relay: Option<JoinHandle<Result<()>>>,
     storage: Option<JoinHandle<Result<()>>>,
     relay_stop: CancellationToken,
     storage_stop: CancellationToken,
@@ -164,18 +164,17 @@ impl Back {
                 common.health.component("relay"),
                 Arc::clone(&common.metrics),
             );
-            tokio::spawn(relay.run(relay_stop.clone()))
+            let (metrics, stop, failed) = (Arc::clone(&common.metrics), relay_stop.clone(), failed.clone());
+            tokio::spawn(async move {
+                let result = relay.run(stop).await.context("relaying events");
+                give_up("relay", &metrics, &failed, result)
+            })
         });
         let storage = common.config.process.roles.sink.then(|| {
             let (common, stop, failed) = (common.clone(), storage_stop.clone(), failed.clone());
             tokio::spawn(async move {
                 let result = storage::run(&common, for_sink, stop).await;
-                if let Err(error) = &result {
-                    common.metrics.error("clickhouse");
-                    tracing::error!(error = format!("{error:#}"), "storing events failed for good");
-                    failed.cancel();
-                }
-                result
+                give_up("sink", &common.metrics, &failed, result)
             })
         });
         Self { relay, storage, relay_stop, storage_stop, failed }
@@ -191,29 +190,42 @@ impl Back {
         }
         self.relay_stop.cancel();
         self.storage_stop.cancel();
-        if let Some(relay) = self.relay {
-            join("relay", relay, budgets.relay).await.transpose()?;
-        }
-        match self.storage {
-            // Its own budget for the inserts in flight, and some more for ClickHouse itself to stop.
-            Some(storage) => join("sink", storage, budgets.sink + CLICKHOUSE_STOP).await.unwrap_or(Ok(Ok(())))?,
+        let relayed = match self.relay {
+            Some(relay) => join("relay", relay, budgets.relay).await,
             None => Ok(()),
-        }
+        };
+        let stored = match self.storage {
+            // Its own budget for the inserts in flight, and some more for ClickHouse itself to stop.
+            Some(storage) => join("sink", storage, budgets.sink + CLICKHOUSE_STOP).await,
+            None => Ok(()),
+        };
+        relayed.and(stored)
     }
 }
 
-/// How long the embedded engine may take to finish its queries and close its files.
-const CLICKHOUSE_STOP: Duration = Duration::from_secs(10);
+/// A part that fails for good takes the node with it: somebody has to look, and a supervisor to start it again.
+fn give_up(stage: &'static str, metrics: &Metrics, failed: &CancellationToken, result: Result<()>) -> Result<()> {
+    if let Err(error) = &result {
+        metrics.error(stage);
+        tracing::error!(stage, error = format!("{error:#}"), "failed for good");
+        failed.cancel();
+    }
+    result
+}
 
-/// Waits for a part to end. `None`: it did not within `budget`, and was cut off.
-async fn join<T>(part: &'static str, task: JoinHandle<T>, budget: Duration) -> Option<Result<T>> {
+/// How long the embedded engine may take to finish its queries and close its files.
+const CLICKHOUSE_STOP: Duration = Duration::from_secs(26);
+
+/// Waits for a part to end; one that does not within `budget` is cut off, which loses nothing: what it had in hand is on
+/// disk.
+async fn join(part: &'static str, task: JoinHandle<Result<()>>, budget: Duration) -> Result<()> {
     let abort = task.abort_handle();
     match tokio::time::timeout(budget + Duration::from_secs(1), task).await {
-        Ok(ended) => Some(ended.with_context(|| format!("the {part} panicked"))),
+        Ok(ended) => ended.with_context(|| format!("the {part} panicked"))?,
         Err(_) => {
             tracing::warn!(part, "did not stop within its budget; what it had in hand is on disk");
             abort.abort();
-            None
+            Ok(())
         }
     }
 }

@@ -3,8 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::{
-    api, broker,
-    clickhouse,
+    api, broker, clickhouse,
     config::{self, Config},
     event::Retention,
     sink::{self, source::RangeLimits},

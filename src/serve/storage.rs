@@ -16,7 +16,7 @@ use crate::{
     config::{Config, Migrate},
     health::{Component, Health},
     metrics::Metrics,
-    sink::{Sink, WalSource},
+    sink::{Sink, wal_source::WalSource},
 };
 
 /// Stores what the source gives until `stop`. With a `log` it is the source, else the broker is.
@@ -56,7 +56,7 @@ async fn store(
     let (settings, metrics) = (settings::sink(config), Arc::clone(&common.metrics));
     let limits = settings::range_limits(config);
     if let Some(OpenLog { wal, reader }) = log {
-        let source = WalSource::new(wal, reader, limits, common.dead_letters.clone(), Arc::clone(&metrics))
+        let source = WalSource::open(wal, reader, limits, common.dead_letters.clone(), Arc::clone(&metrics))
             .context("reading the write-ahead log")?;
         Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
     } else {

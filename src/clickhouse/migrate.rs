@@ -241,9 +241,10 @@ impl Migrator {
     fn insert_record(&self, migration: &Migration, statement: u32, checksum: &str) -> String {
         let table = format!("{}.schema_migrations", quote_identifier(&self.template.database));
         let Migration { version, file, .. } = migration;
-        // One block that is not deduplicated: a second record of the same statement is harmless and DISTINCT drops it.
+        // Not deduplicated: a second record is harmless (DISTINCT drops it), one that is dropped because an earlier copy
+        // was deleted by hand is not.
         format!(
-            "INSERT INTO {table} (version, file, statement, checksum) SETTINGS async_insert = 0 \
+            "INSERT INTO {table} (version, file, statement, checksum) SETTINGS async_insert = 0, insert_deduplicate = 0 \
              VALUES ({version}, '{file}', {statement}, '{checksum}')"
         )
     }

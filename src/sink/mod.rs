@@ -18,6 +18,7 @@
 mod insert;
 mod report;
 pub mod source;
+pub mod wal_source;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,0 +1,6 @@
+//! Integration tests: real parts, on loopback, in temporary folders.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
+
+mod migrations;
+mod sink;
+mod support;

@@ -1,1 +1,364 @@
+//! The write-ahead log: what a 2xx means is written here.
+//!
+//! # What it promises
+//! - [`Wal::append`] returns after the append is on disk (`fdatasync`, with [`Durability::Fsync`]), whole or not at all.
+//! - Whatever was acknowledged is read back after kill -9, power loss, a full disk, or a restart, until
+//!   [`Wal::truncate_through`] gives it free.
+//! - A sequence number is never given out twice in one folder, even when every record in it is gone.
+//! - Damage is never passed over in silence: it is counted, named by sequence, and the bytes are kept.
+//!
+//! # Layout
+//! ```text
+//! wal/LOCK                  one engine at a time
+//! wal/meta                  marks: committed, done, reserved sequences (two slots, written in turn)
+//! wal/state/<name>          small values of the log's consumer
+//! wal/log/<ordinal>/        a generation: one sled database, at most some 128 MiB
+//!     key    u64 big-endian, sequence of the frame's first record
+//!     value  a frame: one or more records, each with its own header and checksum (see `record`)
+//! wal-damaged/              what was damaged, for the operator
+//! ```
+//!
+//! # Operation
+//! One thread writes. It takes whatever waits, puts it into one batch, flushes, syncs, and answers all (group commit).
+//! The reader is fed from the last 32 MiB in memory; further behind, it reads small ranges from disk.
+//!
+//! The log is a row of *generations*: when the present database is large enough, it is sealed and the next one begun;
+//! when every record of one is done, its folder is deleted. Nothing is ever removed from inside a database.
+//!
+//! # Why generations
+//! With one database for everything, a file that an outage let grow never shrank again when the records were removed
+//! one by one (400 MB of records: 672 MB of file, still 672 MB when all were gone, and after the next start), so a disk
+//! quota would not have recovered; the removals cost as much as the appends and need space on a full disk; and a start
+//! read everything. A folder that is deleted gives its space back at once, damage stays within one generation, a start
+//! opens only the generation that was being written, and memory is bounded by a generation and not by the backlog.
+//!
+//! # Why these sled settings
+//! - Segments of at least 8 MiB: a value (sled: a whole leaf page, up to 17 values and in the worst case 20) larger
+//!   than a quarter of a segment goes to a file under `blobs/`, which sled never syncs. A quarter of 8 MiB is 20 times
+//!   100 kB, more than the largest record of one row. Should a blob appear all the same, it is synced before the answer.
+//! - `flush()` uses `sync_file_range`, which does not reach the disk's cache; `fdatasync` on our own descriptor does.
+//! - No flusher thread: the writer flushes, and sees the error.
+//!
+//! # What it is not
+//! Not a queue for many consumers (there is one reader), not a replicated log, not a store to look things up in.
 
+mod care;
+mod disk;
+mod error;
+mod frames;
+mod generation;
+mod housekeeper;
+pub mod lock;
+mod meta;
+mod packer;
+mod reader;
+mod record;
+mod recover;
+mod salvage;
+mod seqset;
+mod shared;
+mod state;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod writer;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    thread,
+    time::Instant,
+};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    disk::{Device, System},
+    generation::Engine,
+    housekeeper::Housekeeper,
+    recover::{Recovered, recover},
+    shared::Shared,
+    writer::{Command, Writer},
+};
+pub use self::{
+    error::{AppendError, CloseError, OpenError, ReadError, StateError, StoreError},
+    packer::{Chunk, Codec, Packer},
+    reader::Reader,
+    record::{DamagedRecord, Record, rows},
+};
+use crate::{
+    health::Component,
+    ids::{TenantId, WalId, WalSeq},
+    metrics::Metrics,
+};
+
+/// When an append counts as durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// After `fdatasync`: it survives a power loss. One sync is shared by everything that waits, so under load the cost
+    /// is latency (about a millisecond on an SSD) more than throughput.
+    #[default]
+    Fsync,
+    /// When the kernel has it: it survives a crash of the engine, not one of the machine. The operator's choice.
+    Os,
+}
+
+/// How a log is opened.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The log's folder; damaged bytes go to its sibling `<dir>-damaged`.
+    pub dir: PathBuf,
+    /// Appends are refused while the log's files have this many bytes.
+    pub max_disk_bytes: u64,
+    /// Health is degraded from this share of the quota on (0 to 1).
+    pub warn_disk_ratio: f64,
+    /// Appends are refused while the file system has fewer free bytes.
+    pub min_free_bytes: u64,
+    /// sled's segment size: a power of two, 8 or 16 MiB. A database that exists keeps its own.
+    pub segment_bytes: usize,
+    /// sled's page cache, bytes, for each open database (at most two or three are).
+    pub cache_bytes: u64,
+    /// When an append counts as durable.
+    pub durability: Durability,
+}
+
+impl Settings {
+    /// The defaults, for `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            max_disk_bytes: 10 << 30,
+            warn_disk_ratio: 0.8,
+            min_free_bytes: 512 << 20,
+            segment_bytes: 8 << 20,
+            cache_bytes: 64 << 20,
+            durability: Durability::Fsync,
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    fn aside(&self) -> PathBuf {
+        let mut name = self.dir.file_name().unwrap_or_default().to_owned();
+        name.push("-damaged");
+        self.dir.with_file_name(name)
+    }
+
+    fn engine(&self) -> Engine {
+        Engine { segment_bytes: self.segment_bytes, cache_bytes: self.cache_bytes }
+    }
+
+    /// When a generation is full. Small beside the quota, so that the quota is given back in small steps; large beside
+    /// the cost of beginning one (some milliseconds).
+    fn generation_bytes(&self) -> u64 {
+        (self.max_disk_bytes / 16).clamp(self.segment_bytes as u64, 128 << 20)
+    }
+
+    fn check(&self) -> Result<(), OpenError> {
+        let wrong = |name, reason: &str| Err(OpenError::Setting { name, reason: reason.to_owned() });
+        if !self.segment_bytes.is_power_of_two() || !(8 << 20..=16 << 20).contains(&self.segment_bytes) {
+            return wrong("segment_bytes", "must be 8 or 16 MiB");
+        }
+        if self.max_disk_bytes < 4 * self.segment_bytes as u64 {
+            return wrong("max_disk_bytes", "must be at least four times segment_bytes");
+        }
+        if !(0.0..=1.0).contains(&self.warn_disk_ratio) {
+            return wrong("warn_disk_ratio", "must be between 0 and 1");
+        }
+        if self.dir.file_name().is_none() {
+            return wrong("dir", "must end in a name");
+        }
+        Ok(())
+    }
+}
+
+/// What is appended at once: the events of one request.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Whose events.
+    pub tenant: TenantId,
+    /// When the request was received, milliseconds since 1970.
+    pub received_at_ms: i64,
+    /// One record each, in order.
+    pub chunks: Vec<Chunk>,
+}
+
+/// Where an append is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// This opening of the log.
+    pub wal_id: WalId,
+    /// Its first record.
+    pub first: WalSeq,
+    /// Its last record.
+    pub last: WalSeq,
+}
+
+/// The log in numbers. Records and events are those of generations not deleted yet: what was truncated leaves with its
+/// generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Records in it.
+    pub records: u64,
+    /// Events in it.
+    pub events: u64,
+    /// Bytes of its files, as last measured (at most a second ago).
+    pub disk_bytes: u64,
+    /// Free bytes on its file system, as last measured.
+    pub free_bytes: u64,
+    /// The sequence of the next record.
+    pub next_seq: WalSeq,
+    /// When the oldest record in it was received, milliseconds since 1970; nothing for an empty log.
+    pub oldest_received_at_ms: Option<i64>,
+}
+
+/// The sending side; when the last clone of it is gone the writer ends.
+struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// A handle of the log; clones share it.
+#[derive(Clone)]
+pub struct Wal {
+    shared: Arc<Shared>,
+    handle: Arc<Handle>,
+}
+
+impl Wal {
+    /// Opens the log in `settings.dir` (created when missing), takes the folder's lock, and recovers what is there.
+    /// Blocks: call it on a thread that may.
+    pub fn open(settings: Settings, health: Component, metrics: Arc<Metrics>) -> Result<(Self, Reader), OpenError> {
+        Self::open_on(settings, health, metrics, Arc::new(System))
+    }
+
+    fn open_on(
+        settings: Settings,
+        health: Component,
+        metrics: Arc<Metrics>,
+        device: Arc<dyn Device>,
+    ) -> Result<(Self, Reader), OpenError> {
+        let Recovered { opened, lock, meta, marks, ordinal } = recover(&settings, &metrics)?;
+        let next = opened.next;
+        let shared = Arc::new(Shared::new(settings, health, metrics, device, opened));
+        let (commands, queue) = mpsc::channel();
+        let handle = Arc::new(Handle { commands });
+        let reader = Reader::new(Arc::clone(&shared), Arc::downgrade(&handle));
+        let spawn = |source| OpenError::Io { action: "start a thread for", path: shared.settings.dir.clone(), source };
+        let now = Instant::now();
+        let mut writer = Writer {
+            shared: Arc::clone(&shared),
+            meta,
+            marks,
+            active: None,
+            ordinal,
+            next,
+            housekeeper: Housekeeper::start().map_err(spawn)?,
+            unsealed: Vec::new(),
+            no_space: None,
+            last_care: now,
+            last_marks: now,
+            since_care: 0,
+            lock,
+        };
+        writer.begin().map_err(OpenError::Store)?;
+        writer.measure(true);
+        let thread = thread::Builder::new().name("wal-writer".to_owned());
+        thread.spawn(move || writer.run(&queue)).map_err(spawn)?;
+        Ok((Self { shared, handle }, reader))
+    }
+
+    /// The id of this opening.
+    pub fn wal_id(&self) -> WalId {
+        self.shared.wal_id
+    }
+
+    /// What an acknowledged append survives.
+    pub fn durability(&self) -> Durability {
+        self.shared.settings.durability
+    }
+
+    /// Whether an append would be taken now. Cheap: an uncontended read lock.
+    pub fn accepting(&self) -> Result<(), AppendError> {
+        self.shared.accepting()
+    }
+
+    /// Appends, and returns when it is durable: all of it or nothing. What waits is not bounded here; bound the
+    /// requests in flight. When the future is dropped the append may or may not happen, whole either way.
+    pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        if let Err(refusal) = self.accepting() {
+            self.shared.metrics.wal_refused.inc();
+            return Err(refusal);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.handle.commands.send(Command::Append(append, reply)).map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    /// What to say when the writer is not there any more.
+    fn gone(&self) -> AppendError {
+        self.shared.poison_reason().map_or(AppendError::Closed, |reason| AppendError::Poisoned { reason })
+    }
+
+    /// Gives every record up to `seq` free. Never blocks; the files go when a whole generation is free.
+    pub fn truncate_through(&self, seq: WalSeq) {
+        let before = self.shared.done.fetch_max(seq.0, Relaxed);
+        // One reminder for each batch of truncations is enough, and a writer that ended needs none.
+        if before < seq.0 && !self.shared.reminded.swap(true, Relaxed) {
+            self.handle.commands.send(Command::Care).ok();
+        }
+    }
+
+    /// The highest sequence given to [`Wal::truncate_through`], earlier openings included (about a second of them may
+    /// be forgotten in a power loss).
+    pub fn done_through(&self) -> Option<WalSeq> {
+        match self.shared.done.load(Relaxed) {
+            0 => None,
+            done => Some(WalSeq(done)),
+        }
+    }
+
+    /// Saves `value` under `name` (letters, digits, `-`, `_`), durable before it returns, in a file of its own.
+    pub async fn save_state(&self, name: &'static str, value: Vec<u8>) -> Result<(), StateError> {
+        if matches!(self.accepting(), Err(AppendError::Closed)) {
+            return Err(StateError::Closed);
+        }
+        let shared = Arc::clone(&self.shared);
+        let saved = tokio::task::spawn_blocking(move || {
+            let _one_at_a_time = shared.saving.lock();
+            state::save(&shared.settings.dir, name, &value)
+        });
+        saved.await.unwrap_or_else(|error| {
+            let source = std::io::Error::other(error);
+            Err(StateError::Io { name: name.to_owned(), action: "write", source })
+        })
+    }
+
+    /// What was saved under `name`, by this opening or an earlier one. Blocks for one small read.
+    pub fn load_state(&self, name: &'static str) -> Result<Option<Vec<u8>>, StateError> {
+        state::load(&self.shared.settings.dir, name)
+    }
+
+    /// The log in numbers.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// Cancelled when the log is poisoned: the process must then exit with an error, and be started again.
+    pub fn poisoned(&self) -> CancellationToken {
+        self.shared.poison.clone()
+    }
+
+    /// Commits what waits, writes the marks, and lets go of the folder. Other clones then answer that it is closed.
+    pub async fn close(self) -> Result<(), CloseError> {
+        let (reply, answer) = oneshot::channel();
+        let poisoned = || self.shared.poison_reason().map_or(Ok(()), |reason| Err(CloseError::Poisoned { reason }));
+        if self.handle.commands.send(Command::Close(reply)).is_err() {
+            return poisoned();
+        }
+        answer.await.unwrap_or_else(|_| poisoned())
+    }
+}

@@ -1,0 +1,151 @@
+//! Between commits: deletes what is done, measures space, opens and shuts the gate, keeps the marks on disk.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use super::{
+    disk::{Limits, Space, folder_bytes, human, judge},
+    error::AppendError,
+    generation::Generation,
+    housekeeper::delete,
+    writer::Writer,
+};
+
+impl Writer {
+    /// Whether something waits that [`Writer::care`] would do.
+    pub(super) fn work_waits(&self) -> bool {
+        !self.unsealed.is_empty() || self.shared.done.load(Relaxed) > self.marks.done
+    }
+
+    pub(super) fn care(&mut self, now: Instant) {
+        if !self.care_due(now) || self.shared.poison_reason().is_some() {
+            return;
+        }
+        self.last_care = now;
+        self.shared.reminded.store(false, Relaxed);
+        self.since_care = 0;
+        self.seal_rest();
+        if self.shared.done.load(Relaxed) > self.marks.done {
+            self.forget_done();
+        }
+        let alive = self.revive();
+        self.measure(alive);
+        if self.marks_due(now) {
+            self.last_marks = now;
+            if let Err(error) = self.meta.sync() {
+                self.shared.poison(&format!("the marks cannot be synced: {error}"));
+            }
+        }
+    }
+
+    pub(super) fn seal_rest(&mut self) {
+        self.unsealed.retain(|generation| generation.seal().is_err());
+    }
+
+    /// Deletes the generations that are done.
+    fn forget_done(&mut self) {
+        let done = self.shared.done.load(Relaxed);
+        self.marks.done = done;
+        self.shared.tail.lock().forget_through(done);
+        let active = self.active.as_ref().map(|(generation, _)| generation.ordinal);
+        let gone: Vec<Arc<Generation>> = {
+            let mut generations = self.shared.generations.write();
+            let keep = generations
+                .iter()
+                .position(|generation| Some(generation.ordinal) == active || generation.last() > done)
+                .unwrap_or(generations.len());
+            generations.drain(..keep).collect()
+        };
+        self.marks.oldest = self.shared.generations.read().front().map_or(self.ordinal, |oldest| oldest.ordinal);
+        self.write_marks();
+        if gone.is_empty() {
+            return;
+        }
+        // A crash must not find the files gone and the mark of it not.
+        if let Err(error) = self.meta.sync() {
+            self.shared.poison(&format!("the marks cannot be synced: {error}"));
+            return;
+        }
+        for generation in gone {
+            self.housekeeper.run(move || delete(&generation));
+        }
+    }
+
+    /// Measures the disk and tells everybody what follows.
+    pub(super) fn measure(&mut self, alive: bool) {
+        let shared = Arc::clone(&self.shared);
+        let settings = &shared.settings;
+        let free = match shared.device.free_bytes(&settings.dir) {
+            Ok(free) => free,
+            Err(error) => {
+                tracing::warn!(%error, "free disk space cannot be read");
+                u64::MAX
+            }
+        };
+        let mut used = 0;
+        for generation in shared.generations.read().iter() {
+            // Sealed ones change no more.
+            if !generation.sealed.load(Relaxed) || generation.bytes.load(Relaxed) == 0 {
+                generation.bytes.store(folder_bytes(&generation.dir), Relaxed);
+            }
+            used += generation.bytes.load(Relaxed);
+        }
+        shared.disk_bytes.store(used, Relaxed);
+        shared.free_bytes.store(free, Relaxed);
+        let stats = shared.stats();
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        shared.metrics.wal_records.set(gauge(stats.records));
+        shared.metrics.wal_events.set(gauge(stats.events));
+        shared.metrics.wal_disk.set(gauge(used));
+        shared.metrics.wal_disk_free.set(gauge(free));
+        if !alive {
+            return;
+        }
+        let limits = Limits {
+            quota: settings.max_disk_bytes,
+            warn_ratio: settings.warn_disk_ratio,
+            reserve: settings.min_free_bytes,
+        };
+        let space = judge(used, free, &limits);
+        self.announce(space);
+        // What is done already frees its space only with its generation.
+        let finished = |(generation, _): &(Arc<Generation>, _)| {
+            !generation.is_empty() && generation.last() <= shared.done.load(Relaxed)
+        };
+        if matches!(space, Space::Quota { .. } | Space::Reserve { .. }) && self.active.as_ref().is_some_and(finished) {
+            self.retire();
+            self.forget_done();
+        }
+    }
+
+    fn announce(&self, space: Space) {
+        let health = &self.shared.health;
+        let state = match space {
+            Space::Ample => {
+                health.up();
+                Ok(())
+            }
+            Space::Near { used, quota } => {
+                health.degraded(format!("uses {} of the {} it may use", human(used), human(quota)));
+                Ok(())
+            }
+            Space::Scarce { free, reserve } => {
+                health.degraded(format!("{} are free on its disk, {} must stay free", human(free), human(reserve)));
+                Ok(())
+            }
+            Space::Quota { used, quota } => {
+                health.down(format!("refuses appends: it uses {} of the {} it may use", human(used), human(quota)));
+                Err(AppendError::DiskQuota { used, quota })
+            }
+            Space::Reserve { free, reserve } => {
+                let (free_text, reserve_text) = (human(free), human(reserve));
+                health
+                    .down(format!("refuses appends: {free_text} are free on its disk, {reserve_text} must stay free"));
+                Err(AppendError::DiskReserve { free, reserve })
+            }
+        };
+        self.shared.set_gate(state);
+    }
+}

@@ -1,0 +1,208 @@
+//! Opening a folder: lock it, read its marks, find its generations, and settle the one that was being written.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs,
+    path::Path,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use uuid::Uuid;
+
+use super::{
+    Settings,
+    error::{OpenError, StoreError},
+    generation::{Ends, Generation, ends, open_engine},
+    lock::FolderLock,
+    meta::{Found, Marks, MetaFile, VERSION},
+    salvage,
+    shared::{Check, Opened, report},
+    state::sync_folder,
+    verify,
+};
+use crate::{ids::WalId, metrics::Metrics};
+
+/// Sequences are reserved in the marks so many at a time: at 50,000 a second one sync in twenty seconds, and after a
+/// power loss the next open skips at most so many of 2^64.
+pub(super) const RESERVATION: u64 = 1 << 20;
+
+pub(super) struct Recovered {
+    pub opened: Opened,
+    pub lock: FolderLock,
+    pub meta: MetaFile,
+    pub marks: Marks,
+    /// Ordinal for the first new generation.
+    pub ordinal: u64,
+}
+
+pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovered, OpenError> {
+    settings.check()?;
+    let io = |action: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { action, path, source }
+    };
+    let lock = FolderLock::acquire(&settings.dir)?;
+    let root = settings.root();
+    fs::create_dir_all(&root).map_err(io("create", &root))?;
+    if let Some(parent) = settings.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        sync_folder(parent).map_err(io("sync", parent))?;
+    }
+    let (mut meta, found) = MetaFile::open(&settings.dir).map_err(io("open the marks in", &settings.dir))?;
+    sync_folder(&settings.dir).map_err(io("sync", &settings.dir))?;
+    salvage::resume(&root).map_err(io("resume a salvage in", &root))?;
+    let ordinals = list(&root).map_err(io("list", &root))?;
+    let (mut marks, lost_marks) = marks_of(&found, &ordinals)?;
+
+    let mut generations = VecDeque::new();
+    for &ordinal in &ordinals {
+        if ordinal < marks.oldest {
+            remove(&root, ordinal);
+            continue;
+        }
+        let generation = match Generation::from_seal(&root, ordinal) {
+            Some(sealed) => sealed,
+            None => settle(settings, &root, ordinal, &marks, metrics)?,
+        };
+        if generation.is_empty() || generation.last() <= marks.done {
+            generation.close();
+            remove(&root, ordinal);
+        } else {
+            generation.bytes.store(super::disk::folder_bytes(&generation.dir), Relaxed);
+            generations.push_back(Arc::new(generation));
+        }
+    }
+    name_missing(&generations, &marks, &ordinals, metrics);
+
+    let last = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
+    let mut next = marks.reserved.max(last + 1).max(marks.committed + 1).max(marks.done + 1).max(1);
+    if lost_marks {
+        // Nobody knows how many more were given out.
+        next += RESERVATION;
+    }
+    let ordinal = ordinals.last().copied().unwrap_or(0).max(marks.active) + 1;
+    marks.committed = marks.committed.max(last);
+    marks.reserved = next + RESERVATION;
+    marks.active = ordinal;
+    marks.active_first = next;
+    marks.oldest = generations.front().map_or(ordinal, |generation| generation.ordinal);
+    meta.write(marks).and_then(|()| meta.sync()).map_err(io("write the marks in", &settings.dir))?;
+    // Ids of openings are never reused: an emptied, restored or cloned folder must not look like the one before.
+    let wal_id = WalId(Uuid::now_v7());
+    Ok(Recovered { opened: Opened { wal_id, done: marks.done, next, generations }, lock, meta, marks, ordinal })
+}
+
+fn list(root: &Path) -> std::io::Result<Vec<u64>> {
+    let mut ordinals = Vec::new();
+    for entry in fs::read_dir(root)? {
+        if let Some(ordinal) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            ordinals.push(ordinal);
+        }
+    }
+    ordinals.sort_unstable();
+    Ok(ordinals)
+}
+
+fn remove(root: &Path, ordinal: u64) {
+    let dir = Generation::new(root, ordinal, 0).dir;
+    // What stays is tried again at the next open.
+    if let Err(error) = fs::remove_dir_all(&dir) {
+        tracing::warn!(folder = %dir.display(), %error, "a finished generation of the write-ahead log was not removed");
+    }
+}
+
+/// The marks to go on from, and whether those on disk were lost.
+fn marks_of(found: &Found, ordinals: &[u64]) -> Result<(Marks, bool), OpenError> {
+    match found {
+        Found::Marks(marks) => Ok((*marks, false)),
+        Found::Version(found) => Err(OpenError::Version { found: *found, known: VERSION }),
+        Found::Missing if ordinals.is_empty() => Ok((Marks::default(), false)),
+        Found::Missing | Found::Damaged => {
+            tracing::error!(
+                "the write-ahead log's marks are damaged or missing: every record that is still on disk is delivered again"
+            );
+            Ok((Marks::default(), true))
+        }
+    }
+}
+
+/// Finds out what a generation without a seal holds (the process that wrote it did not end cleanly), and seals it.
+fn settle(
+    settings: &Settings,
+    root: &Path,
+    ordinal: u64,
+    marks: &Marks,
+    metrics: &Metrics,
+) -> Result<Generation, OpenError> {
+    let engine = settings.engine();
+    let known = ordinal == marks.active;
+    let probe = Generation::new(root, ordinal, 0);
+    let valid = super::generation::stored_segment_bytes(&probe.dir)
+        .and_then(|segment| verify::walk(&probe.dir.join("db"), segment).ok())
+        .map(|walk| walk.valid)
+        .unwrap_or_default();
+    // The marks know the active generation; of another one (its seal was lost) only its own records tell.
+    let (first, committed) = if known {
+        (marks.active_first, marks.committed)
+    } else {
+        (valid.first().unwrap_or(1), valid.last().unwrap_or(0))
+    };
+    let from = first.max(marks.done + 1);
+    let generation = Generation::new(root, ordinal, first);
+    if from > committed && valid.last().is_none_or(|last| last < from) && !generation.dir.join("db").exists() {
+        return Ok(generation);
+    }
+    let check = Check { generation: &generation, engine, from, to: committed };
+    let whole = check.open_whole().map_err(OpenError::Store)?;
+    let db = if let Some(db) = whole {
+        db
+    } else {
+        let salvaged =
+            salvage::salvage(&generation, engine, &settings.aside(), from, u64::MAX - 1).map_err(OpenError::Store)?;
+        let to = committed.max(salvaged.found.last().unwrap_or(0));
+        report(&generation, &salvaged, from, to, metrics);
+        generation.publish(to.max(generation.last()));
+        open_engine(&generation.dir, engine).map_err(OpenError::Store)?
+    };
+    if let Some(Ends { first, last }) = ends(&db).map_err(OpenError::Store)? {
+        generation.publish(last.seq.0.max(generation.last()));
+        let events = (last.cumulative + u64::from(first.event_count)).saturating_sub(first.cumulative);
+        generation.events.store(events, Relaxed);
+        generation.records.store(last.seq.0 + 1 - first.seq.0, Relaxed);
+        generation.received_at_ms.store(first.received_at_ms, Relaxed);
+    }
+    drop(db);
+    generation.close();
+    if !generation.is_empty() {
+        generation.seal().map_err(StoreError::io("seal a generation")).map_err(OpenError::Store)?;
+    }
+    Ok(generation)
+}
+
+/// Names generations whose whole folder is gone.
+fn name_missing(generations: &VecDeque<Arc<Generation>>, marks: &Marks, ordinals: &[u64], metrics: &Metrics) {
+    let there: BTreeMap<u64, &Arc<Generation>> =
+        generations.iter().map(|generation| (generation.ordinal, generation)).collect();
+    let newest = marks.active;
+    if marks.oldest == 0 {
+        return;
+    }
+    for ordinal in marks.oldest..=newest {
+        if ordinals.contains(&ordinal) {
+            continue;
+        }
+        let after = there.range(ordinal..).next().map_or(marks.committed, |(_, generation)| generation.first - 1);
+        let before = there.range(..ordinal).next_back().map_or(marks.done, |(_, generation)| generation.last());
+        let first = before.max(marks.done) + 1;
+        if first > after {
+            continue;
+        }
+        metrics.error("wal");
+        metrics.wal_damaged_records.inc_by(after + 1 - first);
+        tracing::error!(
+            generation = ordinal,
+            first,
+            last = after,
+            "a generation of the write-ahead log is missing: its records are lost"
+        );
+    }
+}

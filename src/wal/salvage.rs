@@ -1,0 +1,186 @@
+//! Saves what is intact of a generation that the storage engine must not or cannot open.
+//!
+//! The raw files are searched for records (magic, length, checksum), whatever the storage engine's own structure says,
+//! and every intact one that is still needed goes into a new database beside the old. Only when that is on disk do the
+//! two change places: the damaged folder is moved to `<log folder>-damaged/`, where it stays for the operator. A crash
+//! at any point leaves either the old folder, or the finished new one under its temporary name.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::atomic::Ordering::Relaxed,
+};
+
+use super::{
+    error::StoreError,
+    generation::{Engine, Generation, guarded, open_engine},
+    record::{self, DamagedRecord, MAGIC},
+    seqset::SeqSet,
+    state::sync_folder,
+};
+
+/// Files are read in pieces of this size.
+const WINDOW: usize = 4 << 20;
+/// What a batch of found records has at least; it bounds memory.
+const BATCH: usize = 4 << 20;
+
+/// What a salvage found.
+#[derive(Debug)]
+pub(super) struct Salvaged {
+    /// Where the damaged files are now.
+    pub aside: PathBuf,
+    /// Intact records.
+    pub found: SeqSet,
+    /// Bytes that begin like a record of another format version.
+    pub unknown: u64,
+}
+
+/// The temporary name of the new folder.
+fn temporary(dir: &Path) -> PathBuf {
+    dir.with_extension("salvage")
+}
+
+/// Ends or undoes a salvage that a crash interrupted.
+pub(super) fn resume(root: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(root)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "salvage") {
+            let target = path.with_extension("");
+            if target.exists() {
+                fs::remove_dir_all(&path)?;
+            } else {
+                fs::rename(&path, &target)?;
+            }
+            sync_folder(root)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rebuilds `generation` from the intact records `from..=to` in its files.
+pub(super) fn salvage(
+    generation: &Generation,
+    engine: Engine,
+    aside: &Path,
+    from: u64,
+    to: u64,
+) -> Result<Salvaged, StoreError> {
+    generation.close();
+    let new = temporary(&generation.dir);
+    if new.exists() {
+        fs::remove_dir_all(&new).map_err(StoreError::io("remove an interrupted salvage"))?;
+    }
+    fs::create_dir_all(&new).map_err(StoreError::io("create a folder for salvaged records"))?;
+    let mut target = Target {
+        db: open_engine(&new, engine)?,
+        batch: sled::Batch::default(),
+        batched: 0,
+        found: SeqSet::default(),
+        unknown: 0,
+        wanted: (from, to),
+    };
+    let blobs = generation.dir.join("blobs");
+    let blobs = fs::read_dir(&blobs).map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
+    for file in std::iter::once(generation.dir.join("db")).chain(blobs.unwrap_or_default()) {
+        match File::open(&file) {
+            Ok(file) => target.search(file)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::Io { action: "open a damaged file", source: error }),
+        }
+    }
+    target.write()?;
+    let Target { db, found, unknown, .. } = target;
+    guarded(|| {
+        drop(db);
+        Ok(())
+    })?;
+    let synced = File::open(new.join("db"))
+        .and_then(|file| file.sync_all())
+        .and_then(|()| File::open(new.join("conf"))?.sync_all())
+        .and_then(|()| sync_folder(&new));
+    synced.map_err(StoreError::io("sync salvaged records"))?;
+
+    let stamp = jiff::Timestamp::now().as_millisecond();
+    let place = aside.join(format!("generation-{:020}-{stamp}", generation.ordinal));
+    let exchanged = fs::create_dir_all(aside)
+        .and_then(|()| fs::rename(&generation.dir, &place))
+        .and_then(|()| fs::rename(&new, &generation.dir))
+        .and_then(|()| sync_folder(aside))
+        .and_then(|()| generation.dir.parent().map_or(Ok(()), sync_folder));
+    exchanged.map_err(StoreError::io("move a damaged generation aside"))?;
+    generation.salvaged.store(true, Relaxed);
+    Ok(Salvaged { aside: place, found, unknown })
+}
+
+struct Target {
+    db: sled::Db,
+    batch: sled::Batch,
+    batched: usize,
+    found: SeqSet,
+    unknown: u64,
+    wanted: (u64, u64),
+}
+
+impl Target {
+    /// Finds every intact record of `file`, a window at a time; a record that a window cuts is read again with the next.
+    fn search(&mut self, mut file: File) -> Result<(), StoreError> {
+        let mut window = Vec::with_capacity(WINDOW);
+        loop {
+            let more = (&mut file)
+                .take(WINDOW as u64)
+                .read_to_end(&mut window)
+                .map_err(StoreError::io("read a damaged file"))?;
+            let end_of_file = more == 0;
+            let used = self.scan(&window, end_of_file)?;
+            window.drain(..used);
+            if end_of_file {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives how many bytes need not be seen again.
+    fn scan(&mut self, window: &[u8], end_of_file: bool) -> Result<usize, StoreError> {
+        let mut at = 0;
+        while let Some(found) = window.get(at..).and_then(|rest| memchr::memmem::find(rest, &MAGIC)) {
+            at += found;
+            let bytes = window.get(at..).unwrap_or_default();
+            match record::check(bytes) {
+                Ok((seq, len)) => {
+                    self.take(seq, bytes.get(..len).unwrap_or_default())?;
+                    at += len;
+                }
+                // A damaged length may claim up to 64 MiB; then the window grows so far once, and no further.
+                Err(DamagedRecord::Short { .. }) if !end_of_file => return Ok(at),
+                Err(DamagedRecord::Version(_)) => {
+                    self.unknown += 1;
+                    at += 1;
+                }
+                Err(_) => at += 1,
+            }
+        }
+        // The magic may begin in the last three bytes.
+        Ok(if end_of_file { window.len() } else { window.len().saturating_sub(MAGIC.len() - 1).max(at) })
+    }
+
+    fn take(&mut self, seq: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        if !(self.wanted.0..=self.wanted.1).contains(&seq) || self.found.contains(seq) {
+            return Ok(());
+        }
+        self.found.insert(seq);
+        self.batch.insert(&seq.to_be_bytes()[..], bytes);
+        self.batched += bytes.len();
+        if self.batched >= BATCH { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        let batch = std::mem::take(&mut self.batch);
+        self.batched = 0;
+        let db = &self.db;
+        guarded(|| {
+            db.apply_batch(batch).map_err(StoreError::Sled)?;
+            db.flush().map_err(StoreError::Sled).map(|_| ())
+        })
+    }
+}

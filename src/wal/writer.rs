@@ -1,0 +1,407 @@
+//! The one thread that writes: it takes whatever waits, commits it as one batch, and answers all.
+//!
+//! ```text
+//! wait -> gather (all that is queued, up to 4 MiB) -> encode into frames -> apply_batch -> flush -> blobs -> fdatasync
+//!      -> marks (page cache) -> tail -> answers          then, at most four times a second: space, seals, deletions
+//! ```
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Append, Appended, Durability,
+    disk::Point,
+    error::{AppendError, CloseError, StoreError, chain},
+    frames::Frames,
+    generation::{Active, Generation, guarded},
+    housekeeper::Housekeeper,
+    lock::FolderLock,
+    meta::{Marks, MetaFile},
+    recover::RESERVATION,
+    shared::{Progress, Shared},
+};
+
+/// A commit takes no more than this (but always one append): it bounds the wait of the first one in it.
+const COMMIT_BYTES: usize = 4 << 20;
+/// How often space, seals and deletions are looked after, at most.
+const CARE: Duration = Duration::from_millis(250);
+/// How often with nothing to do: the disk may fill from elsewhere.
+const IDLE_CARE: Duration = Duration::from_secs(1);
+/// And at the latest after so many committed bytes, so that a burst cannot run far past a limit.
+const CARE_BYTES: u64 = 8 << 20;
+/// How far the marks on disk may be behind.
+const MARKS: Duration = Duration::from_secs(1);
+
+pub(super) enum Command {
+    Append(Append, oneshot::Sender<Result<Appended, AppendError>>),
+    /// Something was truncated: look after it.
+    Care,
+    /// Begin a new generation, so that the present one can be salvaged.
+    Rotate(oneshot::Sender<()>),
+    Close(oneshot::Sender<Result<(), CloseError>>),
+}
+
+type Waiting = (Append, oneshot::Sender<Result<Appended, AppendError>>);
+
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) meta: MetaFile,
+    pub(super) marks: Marks,
+    pub(super) active: Option<(Arc<Generation>, Active)>,
+    pub(super) ordinal: u64,
+    pub(super) next: u64,
+    pub(super) housekeeper: Housekeeper,
+    pub(super) unsealed: Vec<Arc<Generation>>,
+    pub(super) no_space: Option<Arc<io::Error>>,
+    pub(super) last_care: Instant,
+    pub(super) last_marks: Instant,
+    pub(super) since_care: u64,
+    /// Released last, when nothing of this log touches the folder any more.
+    pub(super) lock: FolderLock,
+}
+
+/// Why a commit failed.
+enum Fault {
+    NoSpace(io::Error),
+    Broken(String),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        match error.no_space() {
+            Some(full) => Self::NoSpace(full),
+            None => Self::Broken(chain(&error)),
+        }
+    }
+}
+
+impl Writer {
+    /// Runs until closed, poisoned, or every handle is gone.
+    pub(super) fn run(mut self, commands: &mpsc::Receiver<Command>) {
+        let mut batch = Vec::new();
+        let mut closing = None;
+        while closing.is_none() {
+            let command = commands.recv_timeout(self.patience());
+            let mut rotate = None;
+            match command {
+                Ok(Command::Append(append, reply)) => batch.push((append, reply)),
+                Ok(Command::Rotate(reply)) => rotate = Some(reply),
+                Ok(Command::Close(reply)) => closing = Some(Some(reply)),
+                Ok(Command::Care) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => closing = Some(None),
+            }
+            let mut bytes = batch.iter().map(|(append, _)| weight(append)).sum::<usize>();
+            while bytes < COMMIT_BYTES && rotate.is_none() && closing.is_none() {
+                match commands.try_recv() {
+                    Ok(Command::Append(append, reply)) => {
+                        bytes += weight(&append);
+                        batch.push((append, reply));
+                    }
+                    Ok(Command::Care) => {}
+                    Ok(Command::Rotate(reply)) => rotate = Some(reply),
+                    Ok(Command::Close(reply)) => closing = Some(Some(reply)),
+                    Err(_) => break,
+                }
+            }
+            self.commit(&mut batch);
+            if let Some(reply) = rotate {
+                self.rotate();
+                // The reader that asked may be gone.
+                reply.send(()).ok();
+            }
+            self.care(Instant::now());
+        }
+        self.shared.set_gate(Err(AppendError::Closed));
+        self.drain(commands, &mut batch);
+        let result = self.end();
+        if let Some(Some(reply)) = closing {
+            reply.send(result).ok();
+        }
+    }
+
+    /// Commits what was queued before the gate shut.
+    fn drain(&mut self, commands: &mpsc::Receiver<Command>, batch: &mut Vec<Waiting>) {
+        while let Ok(command) = commands.try_recv() {
+            match command {
+                Command::Append(append, reply) => batch.push((append, reply)),
+                Command::Care => {}
+                Command::Rotate(reply) => {
+                    reply.send(()).ok();
+                }
+                Command::Close(reply) => {
+                    reply.send(Ok(())).ok();
+                }
+            }
+            if batch.iter().map(|(append, _)| weight(append)).sum::<usize>() >= COMMIT_BYTES {
+                self.commit(batch);
+            }
+        }
+        self.commit(batch);
+    }
+
+    fn patience(&self) -> Duration {
+        let pending = self.shared.accepting().is_err() || self.work_waits() || self.meta.is_unsynced();
+        if pending { CARE } else { IDLE_CARE }
+    }
+
+    fn commit(&mut self, batch: &mut Vec<Waiting>) {
+        if batch.is_empty() {
+            return;
+        }
+        let answer = match self.shared.poison_reason() {
+            Some(reason) => Err(AppendError::Poisoned { reason }),
+            None => self.write(batch).map_err(|fault| match fault {
+                Fault::NoSpace(error) => self.abandon(error),
+                Fault::Broken(reason) => {
+                    self.shared.poison(&reason);
+                    AppendError::Poisoned { reason }
+                }
+            }),
+        };
+        match answer {
+            Ok(appended) => {
+                for ((_, reply), appended) in batch.drain(..).zip(appended) {
+                    // A client that went away is stored all the same.
+                    reply.send(Ok(appended)).ok();
+                }
+            }
+            Err(refusal) => {
+                for (_, reply) in batch.drain(..) {
+                    reply.send(Err(refusal.clone())).ok();
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &[Waiting]) -> Result<Vec<Appended>, Fault> {
+        let began = Instant::now();
+        self.reserve(batch)?;
+        let mut frames = Frames::new(self.shared.wal_id, self.next, self.marks.cumulative);
+        let appended: Vec<Appended> = batch.iter().map(|(append, _)| frames.add(append)).collect();
+        frames.finish();
+        if frames.records.is_empty() {
+            return Ok(appended);
+        }
+        self.make_room()?;
+        // From here on these sequences count as given out, whatever happens: bytes of a failed commit may be on disk.
+        self.next = frames.next();
+        self.shared.next_seq.store(self.next, Relaxed);
+        let Some((generation, active)) = &mut self.active else {
+            return Err(Fault::NoSpace(io::Error::from(io::ErrorKind::StorageFull)));
+        };
+        let device = &self.shared.device;
+        let storage_batch = std::mem::take(&mut frames.batch);
+        guarded(|| {
+            device.fault(Point::Apply).map_err(StoreError::io("apply"))?;
+            active.db.apply_batch(storage_batch).map_err(StoreError::Sled)?;
+            device.fault(Point::Flush).map_err(StoreError::io("flush"))?;
+            active.db.flush().map_err(StoreError::Sled).map(|_| ())
+        })?;
+        if self.shared.settings.durability == Durability::Fsync {
+            // Whatever a failed fsync is for, the pages may be marked clean without being on disk: never go on.
+            let synced = active.sync_blobs().and_then(|()| device.sync(&active.file));
+            synced.map_err(|error| Fault::Broken(format!("fsync failed: {error}")))?;
+        }
+        let generation = Arc::clone(generation);
+        self.publish(&generation, &frames);
+        self.shared.metrics.wal_commit.observe(began.elapsed().as_secs_f64());
+        Ok(appended)
+    }
+
+    /// Shows a durable commit to everybody.
+    fn publish(&mut self, generation: &Generation, frames: &Frames) {
+        let committed = self.next - 1;
+        self.marks.committed = committed;
+        self.marks.cumulative = frames.cumulative();
+        self.write_marks();
+        if generation.is_empty()
+            && let Some(first) = frames.records.first()
+        {
+            generation.received_at_ms.store(first.received_at_ms, Relaxed);
+        }
+        generation.records.fetch_add(frames.records.len() as u64, Relaxed);
+        generation.events.fetch_add(frames.events, Relaxed);
+        generation.publish(committed);
+        {
+            let mut tail = self.shared.tail.lock();
+            for record in &frames.records {
+                tail.push(Arc::clone(record));
+            }
+        }
+        self.shared.progress.send_replace(Progress { committed, closed: false });
+        self.shared.metrics.wal_committed.inc_by(frames.payload_bytes);
+        self.shared.metrics.wal_commits.inc();
+        self.since_care += frames.payload_bytes;
+    }
+
+    /// Makes sure, on disk, that the sequences of `batch` are never given out again.
+    fn reserve(&mut self, batch: &[Waiting]) -> Result<(), Fault> {
+        let needed = batch.iter().map(|(append, _)| append.chunks.len() as u64).sum::<u64>();
+        if self.next + needed < self.marks.reserved {
+            return Ok(());
+        }
+        self.marks.reserved = self.next + needed + RESERVATION;
+        let marks = self.marks;
+        let reserved = self.meta.write(marks).and_then(|()| self.meta.sync());
+        reserved.map_err(|error| Fault::Broken(format!("the marks cannot be written: {error}")))
+    }
+
+    /// A generation to write to: the present one, or a new one when it is full or there is none.
+    fn make_room(&mut self) -> Result<(), Fault> {
+        let full = |(_, active): &(_, Active)| {
+            active.file.metadata().is_ok_and(|metadata| metadata.len() >= self.shared.settings.generation_bytes())
+        };
+        if self.active.as_ref().is_some_and(full) {
+            self.retire();
+        }
+        if self.active.is_none() {
+            self.begin()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin(&mut self) -> Result<(), StoreError> {
+        self.shared.device.fault(Point::Create).map_err(StoreError::io("create"))?;
+        let generation = Arc::new(Generation::new(&self.shared.root, self.ordinal, self.next));
+        let active = generation.create(self.shared.engine())?;
+        self.marks.active = self.ordinal;
+        self.marks.active_first = self.next;
+        let oldest = self.shared.generations.read().front().map_or(self.ordinal, |oldest| oldest.ordinal);
+        self.marks.oldest = oldest;
+        // Known on disk before the first record: only so can a later open say that one is missing.
+        let marks = self.marks;
+        self.meta.write(marks).and_then(|()| self.meta.sync()).map_err(StoreError::io("write the marks"))?;
+        self.shared.generations.write().push_back(Arc::clone(&generation));
+        self.ordinal += 1;
+        self.active = Some((generation, active));
+        Ok(())
+    }
+
+    /// Ends the present generation; what was committed to it stays readable.
+    pub(super) fn retire(&mut self) {
+        let Some((generation, active)) = self.active.take() else { return };
+        if generation.is_empty() {
+            self.discard(&generation, active);
+            return;
+        }
+        if let Err(error) = generation.seal() {
+            tracing::warn!(%error, generation = generation.ordinal, "a generation is not sealed yet; it is tried again");
+            self.unsealed.push(Arc::clone(&generation));
+        }
+        let reading = self.shared.reading.load(Relaxed) == generation.ordinal;
+        self.housekeeper.run(move || {
+            drop_quietly(active);
+            if !reading {
+                generation.close();
+            }
+        });
+    }
+
+    /// Gives up a generation that holds nothing.
+    fn discard(&mut self, generation: &Arc<Generation>, active: Active) {
+        self.shared.generations.write().retain(|other| other.ordinal != generation.ordinal);
+        let generation = Arc::clone(generation);
+        self.housekeeper.run(move || {
+            drop_quietly(active);
+            super::housekeeper::delete(&generation);
+        });
+    }
+
+    fn rotate(&mut self) {
+        if self.active.as_ref().is_some_and(|(generation, _)| !generation.is_empty()) {
+            self.retire();
+        }
+    }
+
+    /// After a full disk: the commit's bytes stay behind in a generation that ends before them.
+    fn abandon(&mut self, error: io::Error) -> AppendError {
+        let error = Arc::new(error);
+        self.shared.metrics.error("wal");
+        tracing::error!(%error, "the write-ahead log's disk is full; appends are refused until there is space");
+        self.retire();
+        self.no_space = Some(Arc::clone(&error));
+        let refusal = AppendError::NoSpace(error);
+        self.shared.set_gate(Err(refusal.clone()));
+        self.shared.health.down("the disk is full: appends are refused until there is space");
+        refusal
+    }
+
+    /// After a full disk: tries to begin again. Gives whether the log can be written.
+    pub(super) fn revive(&mut self) -> bool {
+        if self.no_space.is_none() {
+            return true;
+        }
+        match self.begin() {
+            Ok(()) => {
+                self.no_space = None;
+                tracing::info!("the write-ahead log has space again");
+                true
+            }
+            Err(error) => {
+                if error.no_space().is_none() {
+                    self.shared.poison(&chain(&error));
+                }
+                false
+            }
+        }
+    }
+
+    pub(super) fn write_marks(&mut self) {
+        let marks = self.marks;
+        if let Err(error) = self.meta.write(marks) {
+            // The reservation is on disk, so this costs repeated deliveries after a crash, not correctness.
+            self.shared.metrics.error("wal");
+            tracing::warn!(%error, "the write-ahead log's marks were not written");
+        }
+    }
+
+    pub(super) fn care_due(&self, now: Instant) -> bool {
+        self.since_care >= CARE_BYTES || now.duration_since(self.last_care) >= CARE
+    }
+
+    pub(super) fn marks_due(&self, now: Instant) -> bool {
+        now.duration_since(self.last_marks) >= MARKS
+    }
+
+    /// The clean end: everything synced and the marks exact.
+    fn end(mut self) -> Result<(), CloseError> {
+        self.retire();
+        self.seal_rest();
+        let open: Vec<Arc<Generation>> = self.shared.generations.read().iter().cloned().collect();
+        self.housekeeper.finish();
+        for generation in open {
+            generation.close();
+        }
+        self.marks.done = self.shared.done.load(Relaxed);
+        self.marks.reserved = self.next;
+        self.marks.oldest = self.shared.generations.read().front().map_or(self.ordinal, |oldest| oldest.ordinal);
+        let marks = self.marks;
+        let written = self.meta.write(marks).and_then(|()| self.meta.sync()).map_err(CloseError::Marks);
+        drop(self.lock);
+        self.shared.progress.send_modify(|progress| progress.closed = true);
+        if let Some(reason) = self.shared.poison_reason() {
+            return Err(CloseError::Poisoned { reason });
+        }
+        self.shared.health.down("closed");
+        written
+    }
+}
+
+fn weight(append: &Append) -> usize {
+    append.chunks.iter().map(|chunk| chunk.compressed.len() + super::record::HEADER_LEN).sum()
+}
+
+fn drop_quietly(active: Active) {
+    // Dropping flushes, and may panic on a broken disk; what matters was synced or given up before.
+    if let Err(error) = guarded(|| {
+        drop(active);
+        Ok(())
+    }) {
+        tracing::warn!(%error, "closing a generation of the write-ahead log failed");
+    }
+}

@@ -25,10 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    draft::Formed,
-    former::Former,
-};
+use self::{draft::Formed, former::Former};
 use super::source::{Range, RangeId, RangeLimits, Source, SourceError};
 use crate::{
     dead_letters::DeadLetters,

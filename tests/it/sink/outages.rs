@@ -14,9 +14,8 @@ async fn clickhouse_killed_in_the_middle_of_inserts_has_every_row_once() {
     let mut clickhouse = ClickHouse::start().await;
     let client = clickhouse.migrated().await;
     // Large enough that each kill hits inserts that are running; partitions 0 and 1 are stored side by side.
-    let ranges: Vec<_> = (0..24_u64)
-        .map(|n| range((n % 2) as u32, n * 4000, (n * 4000..(n + 1) * 4000).map(event)))
-        .collect();
+    let ranges: Vec<_> =
+        (0..24_u64).map(|n| range((n % 2) as u32, n * 4000, (n * 4000..(n + 1) * 4000).map(event))).collect();
     let running = Running::start(client.clone(), ranges);
     for progress in [3, 9, 15] {
         eventually("some ranges are committed", || async { running.committed() >= progress }).await;
@@ -132,6 +131,9 @@ async fn compressed_inserts_store_the_same() {
     let running = Running::start(compressing, [range(0, 0, (0..20_000).map(event))]);
     eventually("the range is committed", || async { running.committed() == 1 }).await;
     assert_stored_once(&plain, 20_000).await;
-    assert_eq!(number(&plain, "SELECT countIf(JSONExtractFloat(properties, 'price') = 12.5) FROM {db}.events").await, 20_000);
+    assert_eq!(
+        number(&plain, "SELECT countIf(JSONExtractFloat(properties, 'price') = 12.5) FROM {db}.events").await,
+        20_000
+    );
     running.stop().await;
 }

@@ -44,7 +44,8 @@ async fn a_range_is_one_block_and_one_part_of_each_table_partition() {
 async fn the_same_token_twice_stores_rows_and_views_once() {
     let clickhouse = ClickHouse::start().await;
     let client = clickhouse.migrated().await;
-    let make = || range(3, 100, (0..4000).map(|number| EventRow { expires_at: FAR + number as u32 % 2, ..event(number) }));
+    let make =
+        || range(3, 100, (0..4000).map(|number| EventRow { expires_at: FAR + number as u32 % 2, ..event(number) }));
     for _ in 0..2 {
         let running = Running::start(client.clone(), [make()]);
         store_all(&running, 1).await;
@@ -69,7 +70,8 @@ async fn one_range_may_hold_every_day_of_the_past_and_the_last_one_of_the_future
     let running = Running::start(client.clone(), [range(0, 0, events)]);
     store_all(&running, 1).await;
     assert_stored_once(&client, 57 * 365 + 1).await;
-    let minutes = "SELECT toString(minute) FROM {db}.events_by_minute WHERE minute < '1970-01-02' OR minute > '2030-01-01'";
+    let minutes =
+        "SELECT toString(minute) FROM {db}.events_by_minute WHERE minute < '1970-01-02' OR minute > '2030-01-01'";
     let mut minutes = texts(&client, minutes).await;
     minutes.sort();
     assert_eq!(minutes, ["1970-01-01 00:00:00", "2105-12-31 23:59:00"]);
@@ -112,10 +114,8 @@ async fn expired_parts_go_and_the_others_stay() {
     store_all(&running, 1).await;
     client.execute(&format!("OPTIMIZE TABLE `{DATABASE}`.events FINAL")).await.unwrap();
     let left = "SELECT toString(expires_at) FROM {db}.events GROUP BY expires_at HAVING count() = 30 ORDER BY 1";
-    eventually("the expired part is gone", || async {
-        number(&client, "SELECT count() FROM {db}.events").await == 60
-    })
-    .await;
+    eventually("the expired part is gone", || async { number(&client, "SELECT count() FROM {db}.events").await == 60 })
+        .await;
     assert_eq!(texts(&client, left).await, ["2100-01-01 00:00:00", "2106-02-07 06:28:15"]);
     running.stop().await;
 }

@@ -1,10 +1,13 @@
 //! ClickHouse goes away, comes back, refuses: every row is stored once in the end, and health says why it is not yet.
 
-use ingestion_engine::{clickhouse::Compression, health::State};
+use ingestion_engine::{
+    clickhouse::{Compression, MIGRATIONS, Migrator},
+    health::State,
+};
 
 use super::{Running, assert_stored_once};
 use crate::support::{
-    clickhouse::{ClickHouse, DATABASE, client, number},
+    clickhouse::{ClickHouse, DATABASE, client, number, template},
     eventually,
     rows::{event, range},
 };
@@ -15,7 +18,7 @@ async fn clickhouse_killed_in_the_middle_of_inserts_has_every_row_once() {
     let client = clickhouse.migrated().await;
     // Large enough that each kill hits inserts that are running; partitions 0 and 1 are stored side by side.
     let ranges: Vec<_> =
-        (0..24_u64).map(|n| range((n % 2) as u32, n * 4000, (n * 4000..(n + 1) * 4000).map(event))).collect();
+        (0..24_u64).map(|n| range(u32::from(n % 2 == 1), n * 4000, (n * 4000..(n + 1) * 4000).map(event))).collect();
     let running = Running::start(client.clone(), ranges);
     for progress in [3, 9, 15] {
         eventually("some ranges are committed", || async { running.committed() >= progress }).await;
@@ -135,5 +138,22 @@ async fn compressed_inserts_store_the_same() {
         number(&plain, "SELECT countIf(JSONExtractFloat(properties, 'price') = 12.5) FROM {db}.events").await,
         20_000
     );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_clickhouse_that_comes_back_empty_is_filled_only_once_its_views_are_there() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    client.execute(&format!("DROP DATABASE `{DATABASE}` SYNC")).await.unwrap();
+    let running = Running::start(client.clone(), [range(0, 0, (0..100).map(event))]);
+    eventually("health says what is missing", || async { running.reason().contains("is missing") }).await;
+    // As another node would leave it if it stopped half-way: the table is there, the views are not.
+    Migrator::with_migrations(client.clone(), template(), MIGRATIONS[..2].to_vec()).apply().await.unwrap();
+    eventually("health names the views", || async { running.reason().contains("0003_events_per_minute.sql") }).await;
+    assert_eq!(number(&client, "SELECT count() FROM {db}.events").await, 0);
+    clickhouse.migrated().await;
+    eventually("the range is committed", || async { running.committed() == 1 }).await;
+    assert_stored_once(&client, 100).await;
     running.stop().await;
 }

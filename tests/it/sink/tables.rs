@@ -15,6 +15,10 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 /// 2105-12-31T23:59:59.999Z, the end of the last year that the columns hold.
 const END_OF_2105_MS: i64 = 4_291_747_199_999;
 
+fn small(number: u64) -> u32 {
+    u32::try_from(number).unwrap()
+}
+
 async fn store_all(running: &Running, ranges: usize) {
     eventually("every range is committed", || async { running.committed() == ranges }).await;
 }
@@ -25,7 +29,7 @@ async fn a_range_is_one_block_and_one_part_of_each_table_partition() {
     let client = clickhouse.migrated().await;
     client.execute("SYSTEM STOP MERGES").await.unwrap();
     // More rows than the engine's own block size (65,409) and three expiries.
-    let events = (0..90_000).map(|number| EventRow { expires_at: FAR + 3600 * (number as u32 % 3), ..event(number) });
+    let events = (0..90_000).map(|number| EventRow { expires_at: FAR + 3600 * small(number % 3), ..event(number) });
     let running = Running::start(client.clone(), [range(0, 0, events)]);
     store_all(&running, 1).await;
     let parts = "SELECT concat(partition, ' ', toString(rows)) FROM system.parts \
@@ -45,7 +49,7 @@ async fn the_same_token_twice_stores_rows_and_views_once() {
     let clickhouse = ClickHouse::start().await;
     let client = clickhouse.migrated().await;
     let make =
-        || range(3, 100, (0..4000).map(|number| EventRow { expires_at: FAR + number as u32 % 2, ..event(number) }));
+        || range(3, 100, (0..4000).map(|number| EventRow { expires_at: FAR + small(number % 2), ..event(number) }));
     for _ in 0..2 {
         let running = Running::start(client.clone(), [make()]);
         store_all(&running, 1).await;
@@ -87,8 +91,8 @@ async fn rows_to_keep_are_partitioned_by_the_month_of_their_arrival() {
     let months = [NOW_MS, NOW_MS - 62 * DAY_MS];
     let events = (0..10).map(|number| EventRow {
         expires_at: EXPIRES_NEVER,
-        received_at_ms: months[number as usize % 2],
-        timestamp_ms: 5 * DAY_MS * number as i64,
+        received_at_ms: months[usize::try_from(number).unwrap() % 2],
+        timestamp_ms: 5 * DAY_MS * i64::try_from(number).unwrap(),
         ..event(number)
     });
     let running = Running::start(client.clone(), [range(0, 0, events)]);
@@ -107,7 +111,7 @@ async fn expired_parts_go_and_the_others_stay() {
     let client = clickhouse.migrated().await;
     let events = (0..90).map(|number| EventRow {
         // The first of them ended in 2001; such a row is stored like any other first.
-        expires_at: [1_000_000_800, FAR, EXPIRES_NEVER][number as usize % 3],
+        expires_at: [1_000_000_800, FAR, EXPIRES_NEVER][usize::try_from(number).unwrap() % 3],
         ..event(number)
     });
     let running = Running::start(client.clone(), [range(0, 0, events)]);

@@ -78,11 +78,6 @@ impl ClickHouse {
         self.port
     }
 
-    /// Process id of the running engine.
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
-    }
-
     /// A client of this engine.
     pub fn client(&self) -> Client {
         client(&format!("http://127.0.0.1:{}", self.port), Compression::None)
@@ -111,7 +106,7 @@ pub fn client(url: &str, compression: Compression) -> Client {
         database: DATABASE.into(),
         ca_file: None,
         compression,
-        insert_timeout: Duration::from_secs(60),
+        insert_timeout: Duration::from_mins(1),
     };
     Client::new(&settings).unwrap()
 }

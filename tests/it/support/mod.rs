@@ -6,7 +6,7 @@ pub mod rows;
 use std::{future::Future, time::Duration};
 
 /// How long anything may take that should take a moment: long, because two cores may run several engines at once.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Looks again until `condition` holds; fails with `what` when it does not within [`PATIENCE`].
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {

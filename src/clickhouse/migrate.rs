@@ -21,6 +21,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{Client, Kind, QueryError, quote_identifier};
 use crate::health::Component;
@@ -241,9 +242,12 @@ impl Migrator {
     fn insert_record(&self, migration: &Migration, statement: u32, checksum: &str) -> String {
         let table = format!("{}.schema_migrations", quote_identifier(&self.template.database));
         let Migration { version, file, .. } = migration;
-        // One block that is not deduplicated: a second record of the same statement is harmless and DISTINCT drops it.
+        // A token of its own keeps a record from being taken for an earlier copy that was deleted by hand. A second
+        // record of a statement is harmless: DISTINCT drops it.
+        let token = Uuid::new_v4();
         format!(
-            "INSERT INTO {table} (version, file, statement, checksum) SETTINGS async_insert = 0 \
+            "INSERT INTO {table} (version, file, statement, checksum) \
+             SETTINGS async_insert = 0, insert_deduplication_token = '{token}' \
              VALUES ({version}, '{file}', {statement}, '{checksum}')"
         )
     }
@@ -334,7 +338,7 @@ fn number(index: usize) -> u32 {
 }
 
 fn checksum(sql: &str) -> String {
-    Sha256::digest(sql.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(sql.as_bytes()))
 }
 
 #[cfg(test)]

@@ -1,15 +1,22 @@
 //! One range, one insert: the statement, its settings, and the repeats.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use rand::Rng as _;
+use thiserror::Error;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Settings, report::Report, source::Range};
 use crate::{
-    clickhouse::{Client, QueryError, quote_identifier},
+    clickhouse::{Client, Kind, MigrateError, Migrator, QueryError, Template, quote_identifier},
     metrics::Metrics,
     row::{EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS},
 };
@@ -25,9 +32,25 @@ pub(super) enum Outcome {
     Stopped,
 }
 
+/// Why an attempt failed.
+#[derive(Debug, Error)]
+pub(super) enum AttemptError {
+    /// ClickHouse refused, or cannot be reached.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// Tables or views are not there (yet).
+    #[error(transparent)]
+    Schema(MigrateError),
+}
+
 /// Stores ranges. Shared by all inserts in flight.
 pub(super) struct Inserter {
     client: Client,
+    schema: Migrator,
+    /// Whether the schema must be looked at before the next insert. After an outage ClickHouse may come back empty and
+    /// be migrated while inserts are repeated: rows that arrived between the table and its views would be missing
+    /// from the views for ever.
+    schema_in_doubt: AtomicBool,
     statement: String,
     settings: Settings,
     report: Report,
@@ -37,7 +60,10 @@ pub(super) struct Inserter {
 impl Inserter {
     pub(super) fn new(client: Client, settings: Settings, report: Report, metrics: Arc<Metrics>) -> Self {
         let statement = statement(client.database());
-        Self { client, statement, settings, report, metrics }
+        // Only looked at: what it would create does not matter.
+        let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
+        let schema = Migrator::new(client.clone(), template);
+        Self { client, schema, schema_in_doubt: AtomicBool::new(false), statement, settings, report, metrics }
     }
 
     /// Inserts `range` until it is stored, its partition is taken away, or `stop` comes while it cannot be stored.
@@ -77,11 +103,26 @@ impl Inserter {
         }
     }
 
-    async fn attempt(&self, range: &Range) -> Result<Duration, QueryError> {
+    async fn attempt(&self, range: &Range) -> Result<Duration, AttemptError> {
+        if self.schema_in_doubt.load(Relaxed) {
+            match self.schema.verify().await {
+                // A newer schema has every column that this version knows.
+                Ok(()) | Err(MigrateError::Newer { .. } | MigrateError::Changed { .. }) => {
+                    self.schema_in_doubt.store(false, Relaxed);
+                }
+                Err(missing) => return Err(AttemptError::Schema(missing)),
+            }
+        }
         let started = Instant::now();
         // A range of which every row went to the dead letters is only to be committed.
         if range.rows > 0 {
-            self.client.insert(&self.statement, &insert_settings(range), range.body.clone()).await?;
+            let result = self.client.insert(&self.statement, &insert_settings(range), range.body.clone()).await;
+            if let Err(error) = &result
+                && matches!(error.kind(), Kind::Infrastructure | Kind::Configuration)
+            {
+                self.schema_in_doubt.store(true, Relaxed);
+            }
+            result?;
         }
         Ok(started.elapsed())
     }

@@ -4,9 +4,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::source::RangeId;
+use super::{insert::AttemptError, source::RangeId};
 use crate::{
-    clickhouse::{Kind, QueryError},
+    clickhouse::{Kind, MigrateError, QueryError},
     health::Component,
 };
 
@@ -34,12 +34,16 @@ impl Report {
     }
 
     /// Notes a failed attempt.
-    pub(super) fn failed(&self, range: &RangeId, attempts: u32, error: &QueryError) {
-        let cause = self.explain(error);
-        let general = matches!(error.kind(), Kind::Infrastructure | Kind::Configuration);
+    pub(super) fn failed(&self, range: &RangeId, attempts: u32, error: &AttemptError) {
+        let (general, cause) = match error {
+            AttemptError::Query(error) | AttemptError::Schema(MigrateError::Records(error)) => self.explain(error),
+            AttemptError::Schema(error) => {
+                (true, format!("database {} is not complete (has ClickHouse lost its data?): {error}", self.database))
+            }
+        };
         // The first failure is an event; the hundredth of an outage is not.
         if attempts.is_power_of_two() {
-            tracing::warn!(%range, attempts, error = %error, "an insert failed and is repeated");
+            tracing::warn!(%range, attempts, %error, "an insert failed and is repeated");
         }
         let reason = format!("{cause}; range {range} waits and nothing is lost");
         self.waiting.lock().insert(range.clone(), Trouble { general, reason });
@@ -52,21 +56,20 @@ impl Report {
         self.publish();
     }
 
-    fn explain(&self, error: &QueryError) -> String {
-        let database = &self.database;
+    /// Whether the trouble is ClickHouse's as a whole, and what it is.
+    fn explain(&self, error: &QueryError) -> (bool, String) {
         match error.kind() {
-            Kind::Infrastructure if error.code().is_none() => format!("ClickHouse cannot be reached: {error}"),
-            Kind::Infrastructure => format!("ClickHouse refuses inserts: {error}"),
+            Kind::Infrastructure if error.code().is_none() => (true, format!("ClickHouse cannot be reached: {error}")),
+            Kind::Infrastructure => (true, format!("ClickHouse refuses inserts: {error}")),
             Kind::Configuration if error.is_missing_table() => {
-                format!(
-                    "a table of database {database} is missing; if ClickHouse lost its data, run \
-                     `ingestion-engine migrate`: {error}"
-                )
+                let database = &self.database;
+                let advice = "if ClickHouse lost its data, run `ingestion-engine migrate`";
+                (true, format!("a table of database {database} is missing; {advice}: {error}"))
             }
-            Kind::Configuration => format!("ClickHouse refuses this engine: {error}"),
-            Kind::Data => format!("ClickHouse refuses the rows: {error}"),
+            Kind::Configuration => (true, format!("ClickHouse refuses this engine: {error}")),
+            Kind::Data => (false, format!("ClickHouse refuses the rows: {error}")),
             Kind::ViewPush { view } => {
-                format!("materialized view {view} fails and must be mended or dropped: {error}")
+                (false, format!("materialized view {view} fails and must be mended or dropped: {error}"))
             }
         }
     }
@@ -89,8 +92,8 @@ mod tests {
     use super::*;
     use crate::health::{Health, State};
 
-    fn error(text: &str) -> QueryError {
-        QueryError::from(clickhouse::error::Error::BadResponse(text.to_owned()))
+    fn error(text: &str) -> AttemptError {
+        AttemptError::Query(clickhouse::error::Error::BadResponse(text.to_owned()).into())
     }
 
     fn range(partition: u32) -> RangeId {

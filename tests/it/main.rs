@@ -15,4 +15,6 @@ mod api;
 mod broker;
 mod configuration;
 mod durability;
+mod migrations;
 mod outages;
+mod sink;

@@ -1,0 +1,125 @@
+//! What one insert leaves in the tables.
+
+use ingestion_engine::row::{EXPIRES_NEVER, EventRow};
+
+use super::{Running, assert_stored_once};
+use crate::support::{
+    clickhouse::{ClickHouse, DATABASE, number, texts},
+    eventually,
+    rows::{FAR, NOW_MS, event, range},
+};
+
+const HOUR_MS: i64 = 3_600_000;
+const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// 2105-12-31T23:59:59.999Z, the end of the last year that the columns hold.
+const END_OF_2105_MS: i64 = 4_291_747_199_999;
+
+fn small(number: u64) -> u32 {
+    u32::try_from(number).unwrap()
+}
+
+async fn store_all(running: &Running, ranges: usize) {
+    eventually("every range is committed", || async { running.committed() == ranges }).await;
+}
+
+#[tokio::test]
+async fn a_range_is_one_block_and_one_part_of_each_table_partition() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    client.execute("SYSTEM STOP MERGES").await.unwrap();
+    // More rows than the engine's own block size (65,409) and three expiries.
+    let events = (0..90_000).map(|number| EventRow { expires_at: FAR + 3600 * small(number % 3), ..event(number) });
+    let running = Running::start(client.clone(), [range(0, 0, events)]);
+    store_all(&running, 1).await;
+    let parts = "SELECT concat(partition, ' ', toString(rows)) FROM system.parts \
+                 WHERE database = 'over-watch' AND table = 'events' AND active ORDER BY 1";
+    let expected = ["21000101000000 30000", "21000101010000 30000", "21000101020000 30000"];
+    assert_eq!(texts(&client, parts).await, expected);
+    let others = "SELECT max(c) FROM (SELECT count() c FROM system.parts WHERE database = 'over-watch' \
+                  AND table IN ('events_per_minute', 'page_views_daily', 'web_vitals_daily') GROUP BY table)";
+    assert_eq!(number(&client, others).await, 1);
+    assert_stored_once(&client, 90_000).await;
+    assert_eq!((running.metrics.sink_rows.get(), running.metrics.sink_pending_rows.get()), (90_000, 0));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_token_twice_stores_rows_and_views_once() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    let make =
+        || range(3, 100, (0..4000).map(|number| EventRow { expires_at: FAR + small(number % 2), ..event(number) }));
+    for _ in 0..2 {
+        let running = Running::start(client.clone(), [make()]);
+        store_all(&running, 1).await;
+        running.stop().await;
+    }
+    assert_stored_once(&client, 4000).await;
+    // Not by luck: another token stores the same rows again.
+    let running = Running::start(client.clone(), [range(3, 101, (0..4000).map(event))]);
+    store_all(&running, 1).await;
+    assert_eq!(number(&client, "SELECT sum(events) FROM {db}.events_by_minute").await, 8000);
+    assert_eq!(number(&client, "SELECT count() FROM {db}.events_unique").await, 4000);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn one_range_may_hold_every_day_of_the_past_and_the_last_one_of_the_future() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    // Every day from 1970 on for 57 years, and the last millisecond that there is.
+    let days = (0..57 * 365).map(|day| day * DAY_MS).chain([END_OF_2105_MS]);
+    let events = days.zip(0..).map(|(timestamp_ms, number)| EventRow { timestamp_ms, ..event(number) });
+    let running = Running::start(client.clone(), [range(0, 0, events)]);
+    store_all(&running, 1).await;
+    assert_stored_once(&client, 57 * 365 + 1).await;
+    let minutes =
+        "SELECT toString(minute) FROM {db}.events_by_minute WHERE minute < '1970-01-02' OR minute > '2030-01-01'";
+    let mut minutes = texts(&client, minutes).await;
+    minutes.sort();
+    assert_eq!(minutes, ["1970-01-01 00:00:00", "2105-12-31 23:59:00"]);
+    let hour = "SELECT toString(toStartOfHour(max(timestamp))) FROM {db}.events";
+    assert_eq!(texts(&client, hour).await, ["2105-12-31 23:00:00"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn rows_to_keep_are_partitioned_by_the_month_of_their_arrival() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    let months = [NOW_MS, NOW_MS - 62 * DAY_MS];
+    let events = (0..10).map(|number| EventRow {
+        expires_at: EXPIRES_NEVER,
+        received_at_ms: months[usize::try_from(number).unwrap() % 2],
+        timestamp_ms: 5 * DAY_MS * i64::try_from(number).unwrap(),
+        ..event(number)
+    });
+    let running = Running::start(client.clone(), [range(0, 0, events)]);
+    store_all(&running, 1).await;
+    let partitions = "SELECT DISTINCT partition FROM system.parts \
+                      WHERE database = 'over-watch' AND table = 'events' AND active ORDER BY 1";
+    assert_eq!(texts(&client, partitions).await, ["202607", "202609"]);
+    client.execute(&format!("OPTIMIZE TABLE `{DATABASE}`.events FINAL")).await.unwrap();
+    assert_eq!(number(&client, "SELECT count() FROM {db}.events").await, 10);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn expired_parts_go_and_the_others_stay() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    let events = (0..90).map(|number| EventRow {
+        // The first of them ended in 2001; such a row is stored like any other first.
+        expires_at: [1_000_000_800, FAR, EXPIRES_NEVER][usize::try_from(number).unwrap() % 3],
+        ..event(number)
+    });
+    let running = Running::start(client.clone(), [range(0, 0, events)]);
+    store_all(&running, 1).await;
+    client.execute(&format!("OPTIMIZE TABLE `{DATABASE}`.events FINAL")).await.unwrap();
+    let left = "SELECT toString(expires_at) FROM {db}.events GROUP BY expires_at HAVING count() = 30 ORDER BY 1";
+    eventually("the expired part is gone", || async { number(&client, "SELECT count() FROM {db}.events").await == 60 })
+        .await;
+    assert_eq!(texts(&client, left).await, ["2100-01-01 00:00:00", "2106-02-07 06:28:15"]);
+    running.stop().await;
+}

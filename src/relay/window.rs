@@ -197,7 +197,11 @@ mod tests {
         assert_eq!(window.take_acknowledged(), Some(Run { last: WalSeq(4), cumulative: 40, records: 2 }));
         assert_eq!(window.lowest(), Some(WalSeq(7)));
         window.acknowledged(&sent(7));
-        assert_eq!(window.take_acknowledged(), Some(Run { last: WalSeq(8), cumulative: 80, records: 2 }), "a record without messages is done");
+        assert_eq!(
+            window.take_acknowledged(),
+            Some(Run { last: WalSeq(8), cumulative: 80, records: 2 }),
+            "a record without messages is done"
+        );
         assert!(window.is_settled());
         assert_eq!(window.take_acknowledged(), None);
     }

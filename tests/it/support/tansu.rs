@@ -25,10 +25,8 @@ pub fn free_port() -> u16 {
 }
 
 fn binary() -> PathBuf {
-    let cache = env::var_os("XDG_CACHE_HOME").map_or_else(
-        || PathBuf::from(env::var_os("HOME").expect("HOME is set")).join(".cache"),
-        PathBuf::from,
-    );
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map_or_else(|| PathBuf::from(env::var_os("HOME").expect("HOME is set")).join(".cache"), PathBuf::from);
     let binary = cache.join("ingestion-engine/tansu-0.6.0/tansu");
     assert!(binary.exists(), "{} is missing; `make test` fetches it", binary.display());
     binary

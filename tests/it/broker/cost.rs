@@ -1,0 +1,1 @@
+//! What relay and source cost.

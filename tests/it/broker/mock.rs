@@ -1,0 +1,304 @@
+//! Against librdkafka's mock cluster: three brokers in this process that fail on request.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use ingestion_engine::{health::State, sink::source::Source};
+use rdkafka::{
+    mocking::MockCluster,
+    producer::DefaultProducerContext,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
+};
+
+use super::rig::{
+    Log, PATIENCE, Reading, TOPIC, assert_topic_holds, deduplicated, eventually, limits, read_topic, rows, settings,
+};
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+
+fn cluster(partitions: i32) -> (Cluster, String) {
+    let cluster = MockCluster::new(3).unwrap();
+    cluster.create_topic(TOPIC, partitions, 3).unwrap();
+    let brokers = cluster.bootstrap_servers();
+    (cluster, brokers)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn errors_that_pass_cost_nothing() {
+    let (cluster, brokers) = cluster(6);
+    cluster.request_errors(
+        RDKafkaApiKey::Produce,
+        &[
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__TRANSPORT,
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        ],
+    );
+    let (mut log, relay) = Log::relayed(settings(&brokers, 6));
+    log.append(200, 20, 50).await;
+    eventually("all is acknowledged", || log.is_drained()).await;
+    assert_topic_holds(&brokers, 6, &log.events).await;
+    assert_eq!(log.metrics.relay_rebuilds.get(), 0);
+    assert_eq!(log.metrics.relay_records.get(), 200);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fatal_error_replaces_the_producer_and_everything_arrives_in_order() {
+    let (cluster, brokers) = cluster(6);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 6));
+    log.append(100, 20, 50).await;
+    for error in [
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_MSG,
+    ] {
+        let before = log.metrics.relay_rebuilds.get();
+        cluster.request_errors(RDKafkaApiKey::Produce, &[error; 3]);
+        log.append(100, 20, 50).await;
+        eventually("the producer is replaced", || log.metrics.relay_rebuilds.get() > before).await;
+        cluster.clear_request_errors(RDKafkaApiKey::Produce);
+        eventually("all is acknowledged", || log.is_drained()).await;
+    }
+    assert_topic_holds(&brokers, 6, &log.events).await;
+    eventually("health clears", || log.state("broker").0 == State::Up).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_all_brokers_shows_in_health_and_loses_nothing() {
+    let (cluster, brokers) = cluster(6);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 6));
+    log.append(50, 20, 50).await;
+    eventually("the broker is up", || log.state("broker").0 == State::Up).await;
+    for broker in 1..=3 {
+        cluster.broker_down(broker).unwrap();
+    }
+    let outage = tokio::time::Instant::now();
+    eventually("health tells of the outage", || log.state("broker").0 == State::Down).await;
+    assert!(!log.state("broker").1.is_empty());
+    // The log takes events throughout the five seconds that the brokers are away.
+    while outage.elapsed() < Duration::from_secs(5) {
+        log.append(1, 20, 50).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!log.is_drained());
+    for broker in 1..=3 {
+        cluster.broker_up(broker).unwrap();
+    }
+    eventually("all is acknowledged", || log.is_drained()).await;
+    eventually("health clears", || log.state("broker").0 == State::Up).await;
+    assert_topic_holds(&brokers, 6, &log.events).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_may_move() {
+    let (cluster, brokers) = cluster(3);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 3));
+    for round in 0..6 {
+        for partition in 0..3 {
+            cluster.partition_leader(TOPIC, partition, Some(1 + (partition + round) % 3)).unwrap();
+        }
+        log.append(50, 20, 50).await;
+    }
+    eventually("all is acknowledged", || log.is_drained()).await;
+    assert_topic_holds(&brokers, 3, &log.events).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_above_the_limit_is_a_dead_letter_and_holds_nothing_up() {
+    let (_cluster, brokers) = cluster(3);
+    let (mut log, relay) =
+        Log::relayed(ingestion_engine::broker::Settings { max_message_bytes: 20_000, ..settings(&brokers, 3) });
+    log.append(3, 20, 5).await;
+    let small = log.events.clone();
+    log.append_text(1, 1, &"x".repeat(30_000)).await;
+    let large: Vec<_> = log.events.difference(&small).copied().collect();
+    log.append(3, 20, 5).await;
+    eventually("all has left the log", || log.is_drained()).await;
+    let letters = log.dead_letters();
+    assert_eq!(letters.len(), 1);
+    assert!(letters[0].contains(&large[0].to_string()), "{}", &letters[0][..300]);
+    log.events.remove(&large[0]);
+    assert_topic_holds(&brokers, 3, &log.events).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_the_broker_finds_too_large_is_sent_row_by_row() {
+    let (cluster, brokers) = cluster(1);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    log.append(1, 20, 5).await;
+    eventually("all has left the log", || log.is_drained()).await;
+    assert_eq!(log.metrics.relay_rebuilds.get(), 1);
+    assert_eq!(log.metrics.relay_messages.get(), 20);
+    assert_topic_holds(&brokers, 1, &log.events).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_range_in_flight_is_formed_again_after_a_restart() {
+    let (_cluster, brokers) = cluster(1);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    log.append(100, 20, 50).await;
+    eventually("all is acknowledged", || log.is_drained()).await;
+    // Limits of the first start, a restart in mid-flight, limits of the second: the range must not change.
+    let mut first = Reading::start(settings(&brokers, 1), limits(300, Duration::from_millis(50)));
+    let committed = first.next().await;
+    first.source.commit(&committed).await.unwrap();
+    let in_flight = first.next().await;
+    assert_eq!(in_flight.id.first, committed.id.last + 1);
+    first.source.close().await;
+
+    let mut second = Reading::start(settings(&brokers, 1), limits(7, Duration::from_millis(10)));
+    let again = second.next().await;
+    assert_eq!(again.id, in_flight.id);
+    assert_eq!(again.body, in_flight.body);
+    second.source.commit(&again).await.unwrap();
+    let next = second.next().await;
+    assert_eq!(next.id.first, again.id.last + 1);
+    assert!(next.rows <= 20, "the limits of today hold from here on");
+    assert_eq!(second.state().0, State::Up, "this broker keeps metadata");
+    second.source.close().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoke_waits_for_the_sink_and_the_next_owner_repeats_the_range() {
+    let (_cluster, brokers) = cluster(2);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 2));
+    log.append(60, 20, 50).await;
+    eventually("all is acknowledged", || log.is_drained()).await;
+    let mut first = Reading::start(settings(&brokers, 2), limits(100, Duration::from_millis(50)));
+    let (a, b) = (first.next().await, first.next().await);
+    assert_ne!(a.id.partition, b.id.partition);
+    let mut second = Reading::start(settings(&brokers, 2), limits(100, Duration::from_millis(50)));
+    for range in [&a, &b] {
+        tokio::time::timeout(PATIENCE, range.revoked.cancelled()).await.expect("a second member revokes the ranges");
+    }
+    // One insert was finished just in time, the other is given up.
+    first.source.commit(&a).await.unwrap();
+    first.source.abandon(&b).await;
+
+    let mut given = Vec::new();
+    for member in [&mut first, &mut second] {
+        let range = member.next().await;
+        member.source.commit(&a).await.unwrap();
+        given.push(range);
+    }
+    for range in &given {
+        if range.id.partition == a.id.partition {
+            assert_eq!(range.id.first, a.id.last + 1, "what was committed in time is not repeated");
+        } else {
+            assert_eq!((&range.id, &range.body), (&b.id, &b.body), "what was given up is repeated as it was");
+        }
+        assert!(!range.revoked.is_cancelled());
+    }
+    assert_ne!(given[0].id.partition, given[1].id.partition);
+    first.source.close().await;
+    second.source.close().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_that_are_gone_are_counted_and_shown() {
+    let (cluster, brokers) = cluster(1);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    log.append(10, 1, 1).await;
+    let mut first = Reading::start(settings(&brokers, 1), limits(5, Duration::from_secs(60)));
+    let range = first.next().await;
+    first.source.commit(&range).await.unwrap();
+    first.source.close().await;
+    let next = range.id.last + 1;
+    // The mock keeps 5 MB of a partition and drops the oldest: random text, which does not compress.
+    for _ in 0..30 {
+        let noise: String = (0..6000).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+        log.append_text(1, 1, &noise).await;
+    }
+    eventually("all is acknowledged", || log.is_drained()).await;
+    let seen = read_topic(&brokers, 1, |seen| seen.last().is_some_and(|last| last.offset == 39)).await;
+    let earliest = u64::try_from(seen[0].offset).unwrap();
+    assert!(earliest > next, "the mock did not drop anything: it still has {earliest}");
+
+    let mut second = Reading::start(settings(&brokers, 1), limits(1000, Duration::from_millis(50)));
+    let range = second.next().await;
+    assert_eq!(range.id.first, earliest);
+    assert_eq!(second.metrics.source_gap_offsets.get(), earliest - next);
+    let (state, reason) = second.state();
+    assert_eq!(state, State::Degraded);
+    assert!(reason.contains(&format!("{} offsets of partition 0", earliest - next)), "{reason}");
+    second.source.close().await;
+    relay.stop().await;
+    drop(cluster);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_stands_still_keeps_its_partitions_and_a_bounded_memory() {
+    let (_cluster, brokers) = cluster(4);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 4));
+    let mut settings = settings(&brokers, 4);
+    settings.buffer_bytes = 100_000;
+    settings.properties.insert("session.timeout.ms".into(), "6000".into());
+    settings.properties.insert("heartbeat.interval.ms".into(), "500".into());
+    let mut reading = Reading::start(settings, limits(200, Duration::from_millis(50)));
+    let first = reading.next().await;
+    log.append(1, 1, 1).await;
+    log.append(400, 20, 50).await;
+    eventually("all is acknowledged", || log.is_drained()).await;
+    // Longer than the session: a member that did not poll would be out by now.
+    let stood = tokio::time::Instant::now();
+    while stood.elapsed() < Duration::from_secs(8) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(reading.metrics.source_events.get() < 4000, "it reads on without bound");
+    }
+    assert!(!first.revoked.is_cancelled());
+    let mut stored: BTreeSet<_> = rows(&first).into_iter().map(|row| row.event).collect();
+    reading.source.commit(&first).await.unwrap();
+    while stored.len() < log.events.len() {
+        let range = reading.next().await;
+        for row in rows(&range) {
+            assert!(stored.insert(row.event), "{} came twice", row.event);
+        }
+        reading.source.commit(&range).await.unwrap();
+    }
+    assert_eq!(stored, log.events);
+    reading.source.close().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_row_is_a_dead_letter_and_its_offset_passes() {
+    use rdkafka::{
+        ClientConfig,
+        producer::{BaseProducer, BaseRecord, Producer},
+    };
+    let (_cluster, brokers) = cluster(1);
+    let stranger: BaseProducer = ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let send = |value: &str| stranger.send(BaseRecord::<(), str>::to(TOPIC).partition(0).payload(value)).unwrap();
+    send("not a row");
+    stranger.flush(PATIENCE).unwrap();
+    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    log.append(5, 2, 1).await;
+    eventually("all is acknowledged", || log.is_drained()).await;
+    send("{\"neither\":\"is this\"}");
+    stranger.flush(PATIENCE).unwrap();
+    let mut reading = Reading::start(settings(&brokers, 1), limits(2, Duration::from_millis(50)));
+    let ranges =
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(reading.store(&log.events, false)));
+    assert!(ranges.len() >= 5);
+    let letters = || {
+        let folder = reading.home.path().join("dead-letters");
+        let files = std::fs::read_dir(folder).into_iter().flatten();
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect::<String>()
+    };
+    eventually("both are kept", || letters().lines().count() == 2).await;
+    assert!(letters().contains("not a row") && letters().contains("neither"), "{}", letters());
+    assert!(letters().contains("events:0:0:0") && letters().contains("events:0:6:0"), "{}", letters());
+    reading.source.close().await;
+    relay.stop().await;
+    let seen = read_topic(&brokers, 1, |_| true).await;
+    assert_eq!(deduplicated(&seen).1, 0);
+}

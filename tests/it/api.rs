@@ -51,19 +51,22 @@ fn the_curl_of_the_readme_is_answered_and_stored() {
         .unwrap();
     assert!(curl.status.success(), "{curl:?}");
     let answer: Value = serde_json::from_slice(&curl.stdout).unwrap();
-    assert_eq!((&answer["status"], &answer["events_accepted"], &answer["events_rejected"]), (&json!("success"), &json!(1), &json!(0)));
+    assert_eq!(
+        (&answer["status"], &answer["events_accepted"], &answer["events_rejected"]),
+        (&json!("success"), &json!(1), &json!(0))
+    );
     assert!(answer["ingest_latency_ms"].is_u64() && Uuid::parse_str(answer["batch_id"].as_str().unwrap()).is_ok());
     assert_eq!(answer.as_object().unwrap().len(), 5, "nothing but what is documented: {answer}");
 
     let clickhouse = engine.clickhouse();
     clickhouse.wait_for(
         "SELECT type, path, title FROM overwatch.events FORMAT JSONEachRow",
-        r#"{"type":"pageview","path":"/","title":"Home"}"#,
+        r#"{"type":"pageview","path":"\/","title":"Home"}"#,
     );
     // By GET, as a browser or a curl without options asks.
     let url = format!("{}/?query=SELECT+type,path,title+FROM+overwatch.events+FORMAT+JSONEachRow", clickhouse.url);
     let curl = Command::new("curl").args(["-sS", &url]).output().unwrap();
-    assert_eq!(String::from_utf8(curl.stdout).unwrap().trim_end(), r#"{"type":"pageview","path":"/","title":"Home"}"#);
+    assert_eq!(String::from_utf8(curl.stdout).unwrap().trim_end(), r#"{"type":"pageview","path":"\/","title":"Home"}"#);
     let row = clickhouse.query(
         "SELECT tenant_id, event_id, session_id, timestamp, topic, partition, offset > 0 OR offset = 0, wal_ordinal, \
          received_at <= relayed_at, relayed_at <= inserted_at + 1, expires_at > received_at + INTERVAL 90 DAY - 1 \
@@ -83,7 +86,10 @@ fn one_bad_event_never_fails_the_others() {
     let answer = engine.ingest(json!({"events": [event(), bad, event(), 7]}).to_string());
     assert_eq!(answer.status, 200);
     let body = answer.json();
-    assert_eq!((&body["status"], &body["events_accepted"], &body["events_rejected"]), (&json!("partial"), &json!(2), &json!(2)));
+    assert_eq!(
+        (&body["status"], &body["events_accepted"], &body["events_rejected"]),
+        (&json!("partial"), &json!(2), &json!(2))
+    );
     assert_eq!(
         body["errors"],
         json!([
@@ -264,6 +270,9 @@ fn nothing_that_a_client_sent_is_lost() {
     assert_eq!(properties, json!({"plan": "pro\n\"x\"", "experiment": {"arm": "b"}}));
     let context: Value = serde_json::from_str(row["context"].as_str().unwrap()).unwrap();
     assert_eq!(context, json!({"app": {"build": 7}}));
-    assert_eq!((&row["path"], &row["x"], &row["y"], &row["timezone"]), (&json!("/y"), &json!(1.5), &json!(2), &json!("Europe/Zurich")));
+    assert_eq!(
+        (&row["path"], &row["x"], &row["y"], &row["timezone"]),
+        (&json!("/y"), &json!(1.5), &json!(2), &json!("Europe/Zurich"))
+    );
     assert_eq!(row["ms"], json!("0"));
 }

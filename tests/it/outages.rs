@@ -1,6 +1,7 @@
 //! Through the real broker, and what happens while it is away.
 
 use std::{
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use crate::support::{
     engine::{Setup, eventually},
     load::Load,
     proxy::Proxy,
-    tansu::Tansu,
+    tansu::{Tansu, free_port},
 };
 
 /// How long an outage lasts under load.
@@ -22,7 +23,7 @@ const OUTAGE: Duration = Duration::from_secs(10);
 fn an_event_goes_through_the_broker_into_clickhouse() {
     let home = tempfile::tempdir().unwrap();
     let broker = Tansu::start();
-    let engine = Setup::new(home.path()).broker(&broker.address()).start();
+    let engine = Setup::new(home.path()).broker(&broker.brokers()).start();
     let ids: Vec<Uuid> = (0..300).map(|_| Uuid::now_v7()).collect();
     let events: Vec<_> = ids
         .iter()
@@ -31,9 +32,13 @@ fn an_event_goes_through_the_broker_into_clickhouse() {
     assert_eq!(engine.ingest(json!({ "events": events }).to_string()).status, 200);
     let clickhouse = engine.clickhouse();
     clickhouse.wait_for("SELECT count(), uniqExact(event_id) FROM overwatch.events", "300\t300");
-    assert_eq!(clickhouse.query("SELECT DISTINCT topic, properties FROM overwatch.events"), "overwatch.events\t{\"n\":\"a\\\\nb\"}");
     assert_eq!(
-        clickhouse.number("SELECT max(c) FROM (SELECT uniqExact(partition) AS c FROM overwatch.events GROUP BY session_id)"),
+        clickhouse.query("SELECT DISTINCT topic, properties FROM overwatch.events"),
+        "overwatch.events\t{\"n\":\"a\\\\nb\"}"
+    );
+    assert_eq!(
+        clickhouse
+            .number("SELECT max(c) FROM (SELECT uniqExact(partition) AS c FROM overwatch.events GROUP BY session_id)"),
         1,
         "a session stays in one partition"
     );
@@ -51,7 +56,7 @@ fn an_event_goes_through_the_broker_into_clickhouse() {
 fn a_frozen_broker_delays_and_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
     let broker = Tansu::start();
-    let engine = Setup::new(home.path()).broker(&broker.address()).start();
+    let engine = Setup::new(home.path()).broker(&broker.brokers()).start();
     let clickhouse = engine.clickhouse();
     let load = Load::start(&engine);
     load.wait_for_requests(50);
@@ -68,8 +73,8 @@ fn a_frozen_broker_delays_and_loses_nothing() {
 #[test]
 fn a_broker_that_is_cut_off_shows_in_health_and_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
-    let (broker, proxy) = Tansu::start_behind_proxy();
-    let engine = Setup::new(home.path()).broker(&proxy.address()).start();
+    let (broker, proxy) = behind_proxy();
+    let engine = Setup::new(home.path()).broker(&proxy.address().to_string()).start();
     let clickhouse = engine.clickhouse();
     let load = Load::start(&engine);
     load.wait_for_requests(50);
@@ -91,9 +96,9 @@ fn a_broker_that_is_cut_off_shows_in_health_and_loses_nothing() {
 #[test]
 fn a_broker_that_comes_late_is_waited_for() {
     let home = tempfile::tempdir().unwrap();
-    let (broker, proxy) = Tansu::start_behind_proxy();
+    let (broker, proxy) = behind_proxy();
     proxy.cut();
-    let engine = Setup::new(home.path()).broker(&proxy.address()).start();
+    let engine = Setup::new(home.path()).broker(&proxy.address().to_string()).start();
     assert_eq!(engine.ingest(r#"{"type":"custom","name":"early"}"#).status, 200);
     eventually("health names the broker", || engine.component("relay")["state"] != "up");
     proxy.mend();
@@ -105,12 +110,19 @@ fn a_broker_that_comes_late_is_waited_for() {
 fn roles_apart_make_one_pipeline() {
     let (api_home, sink_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let broker = Tansu::start();
-    let api = Setup::new(api_home.path()).broker(&broker.address()).env("INGESTION_ROLES", "api").start();
-    let sink = Setup::new(sink_home.path()).broker(&broker.address()).env("INGESTION_ROLES", "sink").start();
+    let api = Setup::new(api_home.path()).broker(&broker.brokers()).env("INGESTION_ROLES", "api").start();
+    let sink = Setup::new(sink_home.path()).broker(&broker.brokers()).env("INGESTION_ROLES", "sink").start();
     assert_eq!(api.ingest(r#"{"type":"custom","name":"far"}"#).status, 200);
     sink.clickhouse().wait_for("SELECT name FROM overwatch.events", "far");
     eventually("a sink is ready once it has started", || sink.get("/health/ready").status == 200);
     assert_eq!(sink.ingest("[]").status, 404, "a sink takes no events");
+}
+
+/// A broker that tells its clients to come to the proxy in front of it.
+fn behind_proxy() -> (Tansu, Proxy) {
+    let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let proxy = Proxy::start(listen);
+    (Tansu::start_on(listen, proxy.address()), proxy)
 }
 
 /// Requests go on being acknowledged while time passes.

@@ -271,10 +271,6 @@ impl Engine {
         status
     }
 
-    /// Waits for it to end by itself.
-    pub fn wait(&mut self) -> ExitStatus {
-        wait(&mut self.child, "end of the engine")
-    }
 }
 
 impl Drop for Engine {

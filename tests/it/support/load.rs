@@ -60,10 +60,6 @@ impl Load {
         eventually("requests are acknowledged", || self.shared.requests.load(Ordering::Relaxed) >= target);
     }
 
-    /// Requests acknowledged so far.
-    pub fn requests(&self) -> usize {
-        self.shared.requests.load(Ordering::Relaxed)
-    }
 
     /// Stops the senders, each after the answer that it waits for.
     pub fn stop(self) -> Sent {

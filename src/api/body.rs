@@ -1,5 +1,7 @@
 //! Takes a request's body, within the bounds.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -10,9 +12,9 @@ use super::{Limits, budget::Reservation, error::ApiError};
 ///
 /// # Errors
 /// Too large, too slow, cut off, or no room in the shared budget.
-pub(super) async fn read(body: Body, limits: &Limits, held: &mut Reservation) -> Result<Bytes, ApiError> {
+pub(super) async fn read(body: &mut Body, limits: &Limits, held: &mut Reservation) -> Result<Bytes, ApiError> {
     // Known beforehand: refuse before the bytes are on their way into memory.
-    if http_body::Body::size_hint(&body).lower() > limits.body_bytes as u64 {
+    if http_body::Body::size_hint(body).lower() > limits.body_bytes as u64 {
         return Err(ApiError::BodyTooLarge { limit: limits.body_bytes });
     }
     tokio::time::timeout(limits.body_timeout, collect(body, limits.body_bytes, held))
@@ -20,7 +22,7 @@ pub(super) async fn read(body: Body, limits: &Limits, held: &mut Reservation) ->
         .unwrap_or(Err(ApiError::BodyTimeout { limit: limits.body_timeout }))
 }
 
-async fn collect(mut body: Body, limit: usize, held: &mut Reservation) -> Result<Bytes, ApiError> {
+async fn collect(body: &mut Body, limit: usize, held: &mut Reservation) -> Result<Bytes, ApiError> {
     // Most bodies arrive in one piece, which is then used where it lies; only a second piece makes a copy.
     let mut only = None;
     let mut joined = BytesMut::new();
@@ -44,4 +46,24 @@ async fn collect(mut body: Body, limit: usize, held: &mut Reservation) -> Result
         }
     }
     Ok(only.unwrap_or_else(|| joined.freeze()))
+}
+
+/// Most bytes and time that are spent on a body whose request is refused already.
+const DISCARD_BYTES: usize = 64 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(10);
+
+/// Takes what the client still sends and forgets it. A client that is answered while it sends, and then finds its
+/// connection closed, often sees only the broken connection and not the answer; most of them then send it all again.
+pub(super) async fn discard(body: &mut Body) {
+    let rest = async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.data_ref().map_or(0, Bytes::len);
+            if length > DISCARD_BYTES {
+                break;
+            }
+        }
+    };
+    // Past the bounds the connection is closed under the client: it has been told to stop in every way there is.
+    drop(tokio::time::timeout(DISCARD_TIME, rest).await);
 }

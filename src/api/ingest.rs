@@ -55,8 +55,17 @@ struct Sorted {
 pub(super) async fn ingest(
     State(api): State<Api>,
     headers: HeaderMap,
-    request_body: Body,
+    mut request_body: Body,
 ) -> Result<Response, ApiError> {
+    let answer = take(&api, &headers, &mut request_body).await;
+    // A client that waits for "100 Continue" has not begun to send, and is not to be asked to.
+    if answer.is_err() && !headers.contains_key(header::EXPECT) {
+        body::discard(&mut request_body).await;
+    }
+    answer
+}
+
+async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result<Response, ApiError> {
     let started = Instant::now();
     let inner = &api.inner;
     let tenant = inner

@@ -270,7 +270,6 @@ impl Engine {
         }
         status
     }
-
 }
 
 impl Drop for Engine {

@@ -60,7 +60,6 @@ impl Load {
         eventually("requests are acknowledged", || self.shared.requests.load(Ordering::Relaxed) >= target);
     }
 
-
     /// Stops the senders, each after the answer that it waits for.
     pub fn stop(self) -> Sent {
         self.shared.stop.store(true, Ordering::Relaxed);

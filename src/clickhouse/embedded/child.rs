@@ -269,21 +269,18 @@ async fn serve(
         ended
     };
     tokio::pin!(finish);
-    let finished = match tokio::time::timeout(FINISH, &mut finish).await {
-        Ok(finished) => finished,
-        Err(_) => {
-            if let Err(error) = facade.cancel_all() {
-                tracing::warn!(%error, "running requests cannot be cancelled");
-            }
-            match tokio::time::timeout(CANCELLED, &mut finish).await {
-                Ok(finished) => finished,
-                // A client that never ends its body is no reason: only what runs in the engine is.
-                Err(_) if facade.is_idle() => Ok(()),
-                Err(_) => return Err(ChildError::StillRunning),
-            }
-        }
-    };
-    finished.map_err(failed("the HTTP server failed"))
+    if let Ok(finished) = tokio::time::timeout(FINISH, &mut finish).await {
+        return finished.map_err(failed("the HTTP server failed"));
+    }
+    if let Err(error) = facade.cancel_all() {
+        tracing::warn!(%error, "running requests cannot be cancelled");
+    }
+    match tokio::time::timeout(CANCELLED, &mut finish).await {
+        Ok(finished) => finished.map_err(failed("the HTTP server failed")),
+        // A client that never ends its body is no reason: only what runs in the engine is.
+        Err(_) if facade.is_idle() => Ok(()),
+        Err(_) => Err(ChildError::StillRunning),
+    }
 }
 
 fn flatten(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> std::io::Result<()> {

@@ -35,7 +35,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A child that lived as long counts as healthy: the next pause is the first one again.
-const LASTED: Duration = Duration::from_secs(60);
+const LASTED: Duration = Duration::from_mins(1);
 
 /// Starts that may end by a signal before the first start counts as failed. (A reason given by the child counts at once.)
 const FIRST_ATTEMPTS: u32 = 3;

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// How long a start may take. Loading many parts after a crash takes long and cannot be told from hanging.
-const STARTING: Duration = Duration::from_secs(300);
+const STARTING: Duration = Duration::from_mins(5);
 
 /// How long the new child may take to its first answer over HTTP after it said that it is ready.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
@@ -121,12 +121,11 @@ impl Running {
         {
             tracing::debug!(%error, "the embedded ClickHouse could not be signalled");
         }
-        match tokio::time::timeout(patience, self.ended()).await {
-            Ok(how) => tracing::info!("{how}"),
-            Err(_) => {
-                tracing::warn!(seconds = patience.as_secs(), "the embedded ClickHouse does not end and is killed");
-                self.kill().await;
-            }
+        if let Ok(how) = tokio::time::timeout(patience, self.ended()).await {
+            tracing::info!("{how}");
+        } else {
+            tracing::warn!(seconds = patience.as_secs(), "the embedded ClickHouse does not end and is killed");
+            self.kill().await;
         }
     }
 }

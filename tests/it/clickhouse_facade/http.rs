@@ -77,6 +77,45 @@ fn pages_of_other_sites_are_refused() {
 }
 
 #[test]
+fn the_port_is_no_way_to_files_networks_and_users() {
+    let scratch = tempfile::tempdir().unwrap();
+    let server = ClickHouse::start(&scratch.path().join("clickhouse"));
+    server.run("CREATE DATABASE d");
+    let file = scratch.path().join("secret");
+    std::fs::write(&file, "secret").unwrap();
+    let file = file.display();
+    for sql in [
+        format!("SELECT * FROM file('{file}', 'LineAsString')"),
+        format!("SELECT file('{file}')"),
+        format!("SELECT * FROM `{file}`"),
+        format!("INSERT INTO FUNCTION file('{file}', 'CSV', 'a String') SELECT 'x'"),
+        format!("INSERT INTO FUNCTION file('{file}', 'CSV', 'a String') VALUES ('x')"),
+        format!("CREATE TABLE d.f (a String) ENGINE = File(CSV, '{file}')"),
+        format!("CREATE DATABASE f ENGINE = Filesystem('{}')", scratch.path().display()),
+        format!(
+            "CREATE DICTIONARY d.y (a String) PRIMARY KEY a SOURCE(FILE(PATH '{file}' FORMAT 'CSV')) LAYOUT(FLAT())"
+        ),
+        format!("BACKUP DATABASE d TO File('{file}.backup')"),
+        "SELECT * FROM url('http://127.0.0.1:1/', 'CSV', 'a String')".to_owned(),
+        "SELECT * FROM remote('127.0.0.1', 'system.one')".to_owned(),
+        "CREATE USER u".to_owned(),
+    ] {
+        let answer = post(&server.url(), sql.as_bytes());
+        assert_eq!(answer.code(), Some(497), "{sql}: {}", answer.text());
+    }
+    assert_eq!(std::fs::read_to_string(scratch.path().join("secret")).unwrap(), "secret");
+}
+
+#[test]
+fn an_answer_too_large_for_memory_is_an_error() {
+    let scratch = tempfile::tempdir().unwrap();
+    let server = ClickHouse::start(&scratch.path().join("clickhouse"));
+    let answer = post(&server.url(), b"SELECT randomString(1000000) FROM numbers(600)");
+    assert_eq!(answer.code(), Some(396), "{}", answer.text());
+    assert_eq!(server.run("SELECT 1"), "1\n");
+}
+
+#[test]
 fn bodies_and_answers_may_be_compressed() {
     let scratch = tempfile::tempdir().unwrap();
     let server = ClickHouse::start(&scratch.path().join("clickhouse"));

@@ -10,6 +10,7 @@
 //! ```
 
 mod launch;
+mod log;
 mod ping;
 
 use std::{
@@ -46,6 +47,9 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// How long a child may answer nothing. Its answer needs no disk and no engine, only a thread's turn, so this is long
 /// for a machine under full load and short for whoever waits for rows.
 const HUNG: Duration = Duration::from_secs(15);
+
+/// The least that one ping may take: after a pause of this process itself the child must get a chance to answer.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long an orderly end may take: the child's own limits (18 s for requests) and the engine's closing.
 const STOPPING: Duration = Duration::from_secs(25);
@@ -235,7 +239,7 @@ async fn watch(running: &mut Running) -> String {
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            match ping::ping(port, &nonce, HUNG.saturating_sub(heard.elapsed())).await {
+            match ping::ping(port, &nonce, HUNG.saturating_sub(heard.elapsed()).max(PING_PATIENCE)).await {
                 Ok(()) => heard = tokio::time::Instant::now(),
                 Err(error) if heard.elapsed() >= HUNG => return error,
                 Err(error) => tracing::debug!(%error, "the embedded ClickHouse did not answer"),

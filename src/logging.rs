@@ -39,7 +39,9 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::builder().parse(level).map_err(LoggingError::Filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // Whoever reads the log may be gone (a parent that was killed). Reporting that to the same closed stream panics, and
+    // would turn an orderly end into a hang.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     if json {
         // Fields at the top level: where log stores look for them.
         Ok(Box::new(builder.json().flatten_event(true).with_current_span(false).with_span_list(false).finish()))

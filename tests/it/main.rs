@@ -13,6 +13,7 @@ mod support;
 
 mod api;
 mod broker;
+mod clickhouse_facade;
 mod configuration;
 mod durability;
 mod migrations;

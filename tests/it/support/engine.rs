@@ -40,15 +40,20 @@ impl Log {
     fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let deadline = Instant::now() + DEADLINE;
         let mut seen = 0;
-        let mut lines = self.lines.lock().unwrap();
         loop {
-            if let Some(found) = lines.0.iter().skip(seen).find_map(|line| find(line)) {
-                return found;
-            }
-            seen = lines.0.len();
-            let (left, ended) = (deadline.saturating_duration_since(Instant::now()), lines.1);
-            assert!(!ended && !left.is_zero(), "no {what} in the log:\n{}", lines.0.join("\n"));
-            lines = self.more.wait_timeout(lines, left).unwrap().0;
+            // Panics happen outside of the lock, which the report of a failed test takes again.
+            let (ended, text) = {
+                let mut lines = self.lines.lock().unwrap();
+                if lines.0.len() == seen && !lines.1 {
+                    lines = self.more.wait_timeout(lines, Duration::from_secs(1)).unwrap().0;
+                }
+                if let Some(found) = lines.0.iter().skip(seen).find_map(|line| find(line)) {
+                    return found;
+                }
+                seen = lines.0.len();
+                (lines.1, lines.0.join("\n"))
+            };
+            assert!(!ended && Instant::now() < deadline, "no {what} in the log:\n{text}");
         }
     }
 }

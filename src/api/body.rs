@@ -11,15 +11,13 @@ use super::{Limits, budget::Reservation, error::ApiError};
 /// Reads the whole body, reserving its bytes as they arrive.
 ///
 /// # Errors
-/// Too large, too slow, cut off, or no room in the shared budget.
+/// Too large, cut off, or no room in the shared budget.
 pub(super) async fn read(body: &mut Body, limits: &Limits, held: &mut Reservation) -> Result<Bytes, ApiError> {
     // Known beforehand: refuse before the bytes are on their way into memory.
     if http_body::Body::size_hint(body).lower() > limits.body_bytes as u64 {
         return Err(ApiError::BodyTooLarge { limit: limits.body_bytes });
     }
-    tokio::time::timeout(limits.body_timeout, collect(body, limits.body_bytes, held))
-        .await
-        .unwrap_or(Err(ApiError::BodyTimeout { limit: limits.body_timeout }))
+    collect(body, limits.body_bytes, held).await
 }
 
 async fn collect(body: &mut Body, limit: usize, held: &mut Reservation) -> Result<Bytes, ApiError> {

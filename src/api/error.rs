@@ -34,8 +34,8 @@ pub enum ApiError {
     BodyTooLarge { limit: usize },
     /// The body ended before its announced length, or the connection broke.
     BodyIncomplete(axum::Error),
-    /// The body did not arrive in time.
-    BodyTimeout { limit: Duration },
+    /// The request was not done in time: its body came too slowly, or the disk is. Whether it was stored is not known.
+    Timeout { limit: Duration },
     /// The body could not be decompressed.
     Encoding(DecodeError),
     /// The body is not JSON of a known shape, empty, or holds too many events.
@@ -102,7 +102,7 @@ impl ApiError {
             Self::Auth(AuthError::Invalid) => (StatusCode::UNAUTHORIZED, "invalid_credentials", None),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None),
             Self::BodyIncomplete(_) => (StatusCode::BAD_REQUEST, "body_incomplete", None),
-            Self::BodyTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "body_timeout", Some(RETRY_SOON)),
+            Self::Timeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "request_timeout", Some(RETRY_SOON)),
             Self::Encoding(DecodeError::Unsupported { .. }) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", None)
             }
@@ -148,7 +148,7 @@ impl ApiError {
                 format!("the body has more than the {limit} bytes allowed: send fewer events at a time")
             }
             Self::BodyIncomplete(_) => "the body ended before its announced length".to_owned(),
-            Self::BodyTimeout { limit } => format!("the body did not arrive within {} s", limit.as_secs()),
+            Self::Timeout { limit } => format!("the request was not done within {} s; send it again", limit.as_secs()),
             Self::Encoding(error) => error.to_string(),
             Self::Body(error) => error.to_string(),
             Self::AllRejected { errors } => {
@@ -228,7 +228,7 @@ mod tests {
         let wait = OverQuota::RetryAfter(RETRY_SOON);
         let later = [
             ApiError::Overloaded,
-            ApiError::BodyTimeout { limit: RETRY_SOON },
+            ApiError::Timeout { limit: RETRY_SOON },
             ApiError::Quota { unit: "events", over: wait },
             ApiError::Wal(AppendError::Closed),
         ];

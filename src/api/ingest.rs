@@ -57,7 +57,10 @@ pub(super) async fn ingest(
     headers: HeaderMap,
     mut request_body: Body,
 ) -> Result<Response, ApiError> {
-    let answer = take(&api, &headers, &mut request_body).await;
+    let limit = api.inner.limits.request_timeout;
+    let answer = tokio::time::timeout(limit, take(&api, &headers, &mut request_body))
+        .await
+        .unwrap_or(Err(ApiError::Timeout { limit }));
     // A client that waits for "100 Continue" has not begun to send, and is not to be asked to.
     if answer.is_err() && !headers.contains_key(header::EXPECT) {
         body::discard(&mut request_body).await;

@@ -55,8 +55,8 @@ pub struct Limits {
     pub event_bytes: usize,
     /// Bytes of all bodies in flight.
     pub in_flight_bytes: usize,
-    /// How long a body may take to arrive.
-    pub body_timeout: Duration,
+    /// From a request's head to its answer.
+    pub request_timeout: Duration,
     /// How far back an event's timestamp may lie; `None`: to 1970.
     pub max_age: Option<Duration>,
     /// How far ahead of this engine's clock a timestamp may lie.

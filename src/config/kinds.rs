@@ -135,10 +135,10 @@ kind! {
     SegmentBytes -> u64; |raw| {
         let size = byte_size(raw)?.bytes();
         // Below 4 MiB sled writes whole leaf pages to files that it never syncs; above 16 MiB it refuses to open.
-        if size.is_power_of_two() && (4 << 20..=16 << 20).contains(&size) {
+        if size.is_power_of_two() && (8 << 20..=16 << 20).contains(&size) {
             return Ok(size);
         }
-        Err(Problem::new("not a segment size", r#"give "4MiB", "8MiB" or "16MiB""#))
+        Err(Problem::new("not a segment size", r#"give "8MiB" or "16MiB""#))
     }
 }
 kind! {

@@ -50,7 +50,7 @@ pub(super) fn limits(config: &Config) -> api::Limits {
         events_per_request: config.limits.events_per_request,
         event_bytes: size(config.limits.event_bytes),
         in_flight_bytes: size(config.limits.in_flight_bytes),
-        body_timeout: config.server.request_timeout,
+        request_timeout: config.server.request_timeout,
         max_age: config.events.max_age,
         max_ahead: config.events.max_ahead,
     }

@@ -123,7 +123,7 @@ fn wrong_values_say_what_and_how() {
         ),
         (
             "[wal]\nsegment_bytes = \"6MiB\"",
-            "wal.segment_bytes = \"6MiB\" (FILE line 2): not a segment size; give \"4MiB\", \"8MiB\" or \"16MiB\"",
+            "wal.segment_bytes = \"6MiB\" (FILE line 2): not a segment size; give \"8MiB\" or \"16MiB\"",
         ),
         (
             "[wal]\ndurability = \"none\"",

@@ -60,6 +60,8 @@ pub struct WalSource {
     metrics: Arc<Metrics>,
     /// Taken from the former, not yet given out.
     ready: Option<(InFlight, Range)>,
+    /// Recording what is ready. Never dropped half-way: an older list written after a newer one would forget a range.
+    recording: Option<JoinHandle<Result<(), SourceError>>>,
     /// Given out before, and given up: to be given out again.
     again: VecDeque<Range>,
     /// Given out, in the order of the log. A committed one stays until those before it are committed too.
@@ -96,7 +98,16 @@ impl WalSource {
         let former = Former { reader, limits, letters, metrics: metrics.clone(), ahead: VecDeque::new(), replay };
         let (sender, ranges) = mpsc::channel(1);
         let former = tokio::spawn(former.run(sender));
-        Ok(Self { wal, ranges, former, metrics, ready: None, again: VecDeque::new(), given: VecDeque::new() })
+        Ok(Self {
+            wal,
+            ranges,
+            former,
+            metrics,
+            ready: None,
+            recording: None,
+            again: VecDeque::new(),
+            given: VecDeque::new(),
+        })
     }
 
     /// The next range of the former, or why there is none.
@@ -111,19 +122,29 @@ impl WalSource {
         }
     }
 
-    /// Adds `next` to the ranges that a restart repeats; waits while the file system refuses.
-    async fn record(&self, next: InFlight) -> Result<(), SourceError> {
-        let in_flight: Vec<InFlight> = self.given.iter().map(|given| given.range).chain([next]).collect();
-        let bytes = serde_json::to_vec(&in_flight).map_err(failed)?;
-        loop {
-            match self.wal.save_state(STATE, bytes.clone()).await {
-                Err(error @ StateError::Io { .. }) => {
-                    self.metrics.error("source");
-                    tracing::error!(%error, "cannot record the ranges in flight; the sink waits");
-                    tokio::time::sleep(RETRY).await;
-                }
-                result => return result.map_err(failed),
+    /// Adds `next` to the ranges that a restart repeats. Cancel-safe.
+    async fn record(&mut self, next: InFlight) -> Result<(), SourceError> {
+        let (wal, metrics) = (&self.wal, &self.metrics);
+        let list = self.given.iter().map(|given| given.range).chain([next]);
+        let task =
+            self.recording.get_or_insert_with(|| tokio::spawn(save(wal.clone(), list.collect(), metrics.clone())));
+        let saved = task.await;
+        self.recording = None;
+        saved.map_err(failed)?
+    }
+}
+
+/// Saves the ranges in flight; waits while the file system refuses.
+async fn save(wal: Wal, in_flight: Vec<InFlight>, metrics: Arc<Metrics>) -> Result<(), SourceError> {
+    let bytes = serde_json::to_vec(&in_flight).map_err(failed)?;
+    loop {
+        match wal.save_state(STATE, bytes.clone()).await {
+            Err(error @ StateError::Io { .. }) => {
+                metrics.error("source");
+                tracing::error!(%error, "cannot record the ranges in flight; the sink waits");
+                tokio::time::sleep(RETRY).await;
             }
+            result => return result.map_err(failed),
         }
     }
 }
@@ -137,13 +158,12 @@ impl Source for WalSource {
             // The next one follows a commit, and whoever commits drops this future first.
             return std::future::pending().await;
         }
-        // Whatever is awaited here may be dropped: what has been taken stays in `ready`, and recording it twice is
-        // the same as once.
+        // Whatever is awaited here may be dropped: what has been taken stays in `ready`, and its recording goes on.
         if self.ready.is_none() {
             self.ready = Some(self.formed().await?);
         }
-        if let Some((in_flight, _)) = &self.ready {
-            self.record(*in_flight).await?;
+        if let Some((in_flight, _)) = self.ready {
+            self.record(in_flight).await?;
         }
         match self.ready.take() {
             Some((range, given_out)) => {

@@ -218,9 +218,9 @@ async fn a_configuration_file_gone_or_garbled() {
         filled(dir.path()).await;
         let conf = generations(dir.path())[1].join("conf");
         if garbled {
-            fs::write(&conf, b"garbage in the file").unwrap()
+            fs::write(&conf, b"garbage in the file").unwrap();
         } else {
-            fs::remove_file(&conf).unwrap()
+            fs::remove_file(&conf).unwrap();
         }
         delivers(dir.path(), &everything(), true).await;
     }
@@ -240,9 +240,9 @@ async fn a_snapshot_gone_or_garbled() {
                 if path.file_name().unwrap().to_str().unwrap().starts_with("snap.") {
                     found += 1;
                     if garbled {
-                        fs::write(&path, b"garbage in the file").unwrap()
+                        fs::write(&path, b"garbage in the file").unwrap();
                     } else {
-                        fs::remove_file(&path).unwrap()
+                        fs::remove_file(&path).unwrap();
                     }
                 }
             }

@@ -81,7 +81,7 @@ pub(super) async fn read(reader: &mut Reader, count: usize) -> Vec<Arc<Record>> 
     let mut records = Vec::new();
     while records.len() < count {
         let more = reader.next(count - records.len(), 1 << 20);
-        let more = tokio::time::timeout(Duration::from_secs(60), more).await.expect("records within a minute");
+        let more = tokio::time::timeout(Duration::from_mins(1), more).await.expect("records within a minute");
         records.extend(more.unwrap());
     }
     records
@@ -89,7 +89,7 @@ pub(super) async fn read(reader: &mut Reader, count: usize) -> Vec<Arc<Record>> 
 
 /// Waits until `holds` does.
 pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + Duration::from_mins(1);
     while !holds() {
         assert!(std::time::Instant::now() < deadline, "{what}: not within a minute");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -117,6 +117,25 @@ async fn a_disk_that_runs_full_during_the_write_refuses_and_recovers() {
     full_disk_at(Point::Flush).await;
 }
 
+#[tokio::test]
+async fn a_disk_that_is_full_at_the_start_is_waited_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = open(settings(dir.path()));
+    rig.wal.append(append(b"one")).await.unwrap();
+    rig.wal.close().await.unwrap();
+    let device = Told::new();
+    device.fail(&[Point::Create], io::ErrorKind::StorageFull);
+    let mut rig = try_open(settings(dir.path()), Arc::clone(&device) as Arc<dyn Device>).unwrap();
+    assert!(matches!(rig.wal.append(append(b"no")).await, Err(AppendError::NoSpace(_))));
+    assert_eq!(rows_of(&read(&mut rig.reader, 1).await[0]), vec![b"one".to_vec()]);
+    device.heal();
+    let wal = rig.wal.clone();
+    eventually("the log accepts", || wal.accepting().is_ok()).await;
+    rig.wal.append(append(b"two")).await.unwrap();
+    assert_eq!(rows_of(&read(&mut rig.reader, 1).await[0]), vec![b"two".to_vec()]);
+    rig.wal.close().await.unwrap();
+}
+
 async fn poisoned_by(break_it: impl Fn(&Told)) {
     let dir = tempfile::tempdir().unwrap();
     let device = Told::new();

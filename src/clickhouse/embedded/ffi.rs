@@ -175,7 +175,8 @@ impl Connection {
         }
     }
 
-    /// Whether the engine's own parser calls `sql` a statement that leaves no trace. None: it does not parse.
+    /// Whether the engine's own parser calls `sql` a statement that leaves no trace. None: it does not parse. A statement
+    /// that the parser knows and does not classify counts as one that may leave a trace.
     pub(super) fn is_read_only(&mut self, sql: &[u8]) -> Option<bool> {
         const READ_ONLY: u32 = 0;
         const UNKNOWN: u32 = 4;
@@ -185,7 +186,8 @@ impl Connection {
         let state = unsafe {
             (self.library.classify)(self.raw(), sql.as_ptr().cast(), sql.len(), std::ptr::null(), 0, &raw mut analysis)
         };
-        (state == 0 && analysis.query_class != UNKNOWN).then_some(analysis.query_class == READ_ONLY)
+        let unparsed = analysis.query_class == UNKNOWN && analysis.statement_count == 0;
+        if state == 0 && unparsed { None } else { Some(state == 0 && analysis.query_class == READ_ONLY) }
     }
 
     fn call<R>(

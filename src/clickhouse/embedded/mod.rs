@@ -29,9 +29,14 @@
 //! - A child that exits is noticed at once and restarted, one that does not answer is killed and restarted; the port
 //!   stays the same.
 //!
+//! # Who may do what
+//! The port takes any user and password, so what a request may do is limited for all: no files, no networks, no users
+//! (`access`); nothing that a foreign web page sends; nothing changed by GET.
+//!
 //! # What it is not
 //! A ClickHouse server: no users, no replication, no system log tables, nobody else's network.
 
+mod access;
 mod child;
 mod engine;
 mod facade;

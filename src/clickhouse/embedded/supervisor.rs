@@ -10,6 +10,7 @@
 //! ```
 
 mod launch;
+mod log;
 mod ping;
 
 use std::{
@@ -35,7 +36,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A child that lived as long counts as healthy: the next pause is the first one again.
-const LASTED: Duration = Duration::from_secs(60);
+const LASTED: Duration = Duration::from_mins(1);
 
 /// Starts that may end by a signal before the first start counts as failed. (A reason given by the child counts at once.)
 const FIRST_ATTEMPTS: u32 = 3;
@@ -46,6 +47,9 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// How long a child may answer nothing. Its answer needs no disk and no engine, only a thread's turn, so this is long
 /// for a machine under full load and short for whoever waits for rows.
 const HUNG: Duration = Duration::from_secs(15);
+
+/// The least that one ping may take: after a pause of this process itself the child must get a chance to answer.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long an orderly end may take: the child's own limits (18 s for requests) and the engine's closing.
 const STOPPING: Duration = Duration::from_secs(25);
@@ -196,11 +200,11 @@ impl Keeper {
         }
     }
 
-    /// Starts again until it works. None: told to stop.
-    async fn restart(&self, mut reason: String, mut failures: u32) -> Option<Running> {
+    /// Starts again until it works. `cause`: why there is no child. None: told to stop.
+    async fn restart(&self, cause: String, mut failures: u32) -> Option<Running> {
+        self.health.down(format!("{cause}; starting again"));
         loop {
             let pause = if failures == 0 { FIRST_PAUSE } else { pause_after(failures) };
-            self.health.down(format!("{reason}; starting again"));
             let attempt = async {
                 tokio::time::sleep(pause).await;
                 launch::launch(&self.settings, self.port).await
@@ -218,7 +222,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     self.metrics.error("clickhouse");
-                    reason = format!("the embedded ClickHouse did not start: {error}");
+                    self.health.down(format!("{cause}; it did not start again: {error}"));
                     failures = failures.saturating_add(1);
                 }
             }
@@ -235,7 +239,7 @@ async fn watch(running: &mut Running) -> String {
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            match ping::ping(port, &nonce, HUNG.saturating_sub(heard.elapsed())).await {
+            match ping::ping(port, &nonce, HUNG.saturating_sub(heard.elapsed()).max(PING_PATIENCE)).await {
                 Ok(()) => heard = tokio::time::Instant::now(),
                 Err(error) if heard.elapsed() >= HUNG => return error,
                 Err(error) => tracing::debug!(%error, "the embedded ClickHouse did not answer"),

@@ -41,7 +41,7 @@ pub(super) fn split(mut body: Chunks) -> Result<Vec<Block>, QueryError> {
         };
         let [method, s0, s1, s2, s3, r0, r1, r2, r3] = header;
         let (size, raw_size) = (number([s0, s1, s2, s3]), number([r0, r1, r2, r3]));
-        if size < HEADER || size > MAX_BLOCK || raw_size > MAX_BLOCK {
+        if !(HEADER..=MAX_BLOCK).contains(&size) || raw_size > MAX_BLOCK {
             return Err(QueryError::new(
                 271,
                 "CANNOT_DECOMPRESS",

@@ -17,8 +17,8 @@ pub(super) enum Token<'a> {
     Equals,
     /// `.`
     Dot,
-    /// A quoted text or name.
-    Quoted,
+    /// A quoted text or name, quotes included.
+    Quoted(&'a [u8]),
     /// Any other byte.
     Other,
 }
@@ -62,7 +62,7 @@ impl<'a> Lexer<'a> {
             b'.' => Token::Dot,
             b'\'' | b'"' | b'`' => {
                 self.skip_quoted(first);
-                Token::Quoted
+                Token::Quoted(self.text.get(start..self.position).unwrap_or_default())
             }
             b'$' => self.heredoc(start),
             letter if is_word(letter) => {
@@ -123,7 +123,7 @@ impl<'a> Lexer<'a> {
         self.position += tag_length + 1;
         let tag = self.text.get(start..self.position).unwrap_or_default();
         self.skip_past(tag);
-        Token::Quoted
+        Token::Quoted(tag)
     }
 }
 

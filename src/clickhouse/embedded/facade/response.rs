@@ -38,7 +38,11 @@ pub(super) fn error(error: &QueryError) -> Response {
     if !message.ends_with('\n') {
         message.push('\n');
     }
-    let mut response = text(status(error.code), message);
+    let status = status(error.code);
+    let mut response = text(status, message);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
     response.headers_mut().insert("x-clickhouse-exception-code", HeaderValue::from(error.code));
     response
 }

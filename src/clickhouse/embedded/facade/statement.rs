@@ -35,7 +35,7 @@ pub(super) struct InsertHead {
 /// Analyses the statement at the start of `text`. `complete`: nothing follows `text`.
 ///
 /// # Errors
-/// What no server allows over HTTP: several statements, and files on the client's side.
+/// What no server allows over HTTP: several statements, files on the client's side; and the function `file`.
 pub(super) fn analyse(text: &[u8], complete: bool) -> Result<Statement, QueryError> {
     let mut lexer = Lexer::new(text);
     match lexer.next() {
@@ -57,11 +57,13 @@ pub(super) fn first_keyword(text: &[u8]) -> Option<&'static str> {
 fn insert(text: &[u8], mut lexer: Lexer<'_>, complete: bool) -> Result<Option<InsertHead>, QueryError> {
     let mut depth = 0_usize;
     let mut previous = Token::Other;
+    let mut calls = Calls::default();
     let mut selects = false;
     let mut reads_input = false;
     while let Some((start, token)) = lexer.next() {
+        calls.see(token)?;
         // A name may be spelled like a keyword where only a name can stand.
-        let names = previous.is("INTO") || previous.is("TABLE") || previous == Token::Dot;
+        let names = names_follow(previous);
         match token {
             Token::Open => {
                 reads_input |= previous.is("input");
@@ -80,6 +82,13 @@ fn insert(text: &[u8], mut lexer: Lexer<'_>, complete: bool) -> Result<Option<In
                     && (!selects || reads_input)
                     && let Some((_, Token::Word(name))) = lexer.clone().next()
                 {
+                    if selects {
+                        return Err(QueryError::new(
+                            48,
+                            "NOT_IMPLEMENTED",
+                            "the embedded engine takes no data for INSERT ... SELECT FROM input(): insert it as it is",
+                        ));
+                    }
                     lexer.next();
                     return behind_format(text, start, name, lexer).map(Some);
                 }
@@ -140,7 +149,7 @@ fn settings_end(lexer: &mut Lexer<'_>) -> Result<usize, QueryError> {
             // A sign.
             value = lexer.next();
         }
-        let Some((_, Token::Word(_) | Token::Quoted)) = value else { return Err(broken()) };
+        let Some((_, Token::Word(_) | Token::Quoted(_))) = value else { return Err(broken()) };
         while let Some((_, Token::Dot)) = lexer.clone().next() {
             // A fraction.
             lexer.next();
@@ -159,6 +168,7 @@ fn settings_end(lexer: &mut Lexer<'_>) -> Result<usize, QueryError> {
 fn query(mut lexer: Lexer<'_>) -> Result<Statement, QueryError> {
     let mut depth = 0_usize;
     let mut previous = Token::Other;
+    let mut calls = Calls::default();
     let mut ended = false;
     let mut settings = false;
     let mut format: Option<&[u8]> = None;
@@ -166,6 +176,7 @@ fn query(mut lexer: Lexer<'_>) -> Result<Statement, QueryError> {
         if ended && token != Token::Semicolon {
             return Err(QueryError::new(62, "SYNTAX_ERROR", "Syntax error (Multi-statements are not allowed)"));
         }
+        calls.see(token)?;
         if token.is("OUTFILE") && previous.is("INTO") {
             return Err(client_side("INTO OUTFILE"));
         }
@@ -182,6 +193,40 @@ fn query(mut lexer: Lexer<'_>) -> Result<Statement, QueryError> {
         previous = token;
     }
     Ok(Statement::Query { format: format.map(|name| String::from_utf8_lossy(name).into_owned()) })
+}
+
+/// Whether only a table's name can stand behind `token`.
+fn names_follow(token: Token<'_>) -> bool {
+    ["INTO", "TABLE", "EXISTS"].into_iter().any(|keyword| token.is(keyword)) || token == Token::Dot
+}
+
+/// Watches for calls of the function `file`, which reads any file without asking for a privilege.
+#[derive(Default)]
+struct Calls<'a> {
+    last: Option<Token<'a>>,
+    before: Option<Token<'a>>,
+}
+
+impl<'a> Calls<'a> {
+    fn see(&mut self, token: Token<'a>) -> Result<(), QueryError> {
+        let named = match self.last {
+            Some(Token::Word(word)) => word.eq_ignore_ascii_case(b"file"),
+            // A name may be quoted, and then its letters may be escaped.
+            Some(Token::Quoted(name)) if !name.starts_with(b"'") => {
+                name.contains(&b'\\') || name.get(1..5).is_some_and(|name| name.eq_ignore_ascii_case(b"file"))
+            }
+            _ => false,
+        };
+        if token == Token::Open && named && !self.before.is_some_and(names_follow) {
+            return Err(QueryError::new(
+                497,
+                "ACCESS_DENIED",
+                "Not enough privileges: the embedded engine reads and writes no files",
+            ));
+        }
+        self.before = self.last.replace(token);
+        Ok(())
+    }
 }
 
 fn client_side(what: &str) -> QueryError {
@@ -244,6 +289,7 @@ mod tests {
             ),
             ("INSERT INTO `format` (`values`) FORMAT TSV\n1", "INSERT INTO `format` (`values`) ", some("TSV"), "1"),
             ("INSERT INTO db.format FORMAT TSV\n1", "INSERT INTO db.format ", some("TSV"), "1"),
+            ("INSERT INTO file (a) VALUES (1)", "INSERT INTO file (a) ", some("Values"), " (1)"),
             ("INSERT INTO values VALUES (1)", "INSERT INTO values ", some("Values"), " (1)"),
             ("INSERT INTO t SETTINGS a = 1 FORMAT TSV\n1", "INSERT INTO t SETTINGS a = 1 ", some("TSV"), "1"),
             (
@@ -253,12 +299,6 @@ mod tests {
                 "1",
             ),
             ("INSERT INTO t (a) ;", "INSERT INTO t (a) ", None, ""),
-            (
-                "INSERT INTO t SELECT x FROM input('x Int8') FORMAT CSV\n1",
-                "INSERT INTO t SELECT x FROM input('x Int8') ",
-                some("CSV"),
-                "1",
-            ),
         ] {
             assert_eq!(head(text), (sql.to_owned(), format, data.to_owned()), "{text:?}");
         }
@@ -277,6 +317,8 @@ mod tests {
             ("SELECT 'it''s' FORMAT CSV", Some("CSV")),
             ("SELECT $$ ; $$ FORMAT CSV", Some("CSV")),
             ("INSERT INTO t SELECT 1", None),
+            ("CREATE TABLE file (a String)", None),
+            ("SELECT file FROM d.file", None),
         ] {
             assert_eq!(format_of(text).as_deref(), format, "{text:?}");
         }
@@ -287,7 +329,12 @@ mod tests {
         for (text, code) in [
             ("SELECT 1; DROP TABLE t", 62),
             ("SELECT 1 INTO OUTFILE 'x'", 48),
+            ("SELECT file('/etc/passwd')", 497),
+            ("SELECT `file` /* */ ('/etc/passwd')", 497),
+            ("SELECT \"f\\x69le\"('/etc/passwd')", 497),
+            ("INSERT INTO t SELECT file('/etc/passwd')", 497),
             ("INSERT INTO t FROM INFILE 'x' FORMAT CSV", 48),
+            ("INSERT INTO t SELECT x FROM input('x Int8') FORMAT CSV\n1", 48),
             ("INSERT INTO t SELECT 1; DROP TABLE t", 62),
         ] {
             assert_eq!(analyse(text.as_bytes(), true).unwrap_err().code, code, "{text:?}");

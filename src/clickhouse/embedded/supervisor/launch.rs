@@ -11,14 +11,17 @@ use uuid::Uuid;
 
 use super::{
     super::handshake::{Message, NONCE_VARIABLE},
-    SupervisorSettings, ping,
+    SupervisorSettings, log, ping,
 };
 
 /// How long a start may take. Loading many parts after a crash takes long and cannot be told from hanging.
-const STARTING: Duration = Duration::from_secs(300);
+const STARTING: Duration = Duration::from_mins(5);
 
 /// How long the new child may take to its first answer over HTTP after it said that it is ready.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
+
+/// How long a child may take to end after it closed its output.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// Why a child did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +85,13 @@ pub(super) async fn launch(settings: &SupervisorSettings, port: u16) -> Result<R
             running.kill().await;
             return Err(LaunchError::Refused(reason));
         }
-        Err(_) => return Err(LaunchError::Died(running.ended().await)),
+        Err(_) => {
+            if let Ok(how) = tokio::time::timeout(ENDING, running.ended()).await {
+                return Err(LaunchError::Died(how));
+            }
+            running.kill().await;
+            return Err(LaunchError::Died("it closed its output and did not end, killed".to_owned()));
+        }
     }
     let answered = tokio::select! {
         ended = running.child.wait() => return Err(LaunchError::Died(describe(ended))),
@@ -121,12 +130,11 @@ impl Running {
         {
             tracing::debug!(%error, "the embedded ClickHouse could not be signalled");
         }
-        match tokio::time::timeout(patience, self.ended()).await {
-            Ok(how) => tracing::info!("{how}"),
-            Err(_) => {
-                tracing::warn!(seconds = patience.as_secs(), "the embedded ClickHouse does not end and is killed");
-                self.kill().await;
-            }
+        if let Ok(how) = tokio::time::timeout(patience, self.ended()).await {
+            tracing::info!("{how}");
+        } else {
+            tracing::warn!(seconds = patience.as_secs(), "the embedded ClickHouse does not end and is killed");
+            self.kill().await;
         }
     }
 }
@@ -152,7 +160,7 @@ async fn listen(output: impl AsyncRead + Unpin, mut heard: Option<oneshot::Sende
                 tracing::debug!("a child that was given up has answered");
             }
         } else if !line.is_empty() {
-            tracing::info!(target: "clickhouse", "{line}");
+            log::forward(line);
         }
     }
 }

@@ -8,8 +8,8 @@
 //! - A range is inserted until ClickHouse says yes. Whatever the error, nothing is dropped and nothing is skipped; only
 //!   its partition waits, and `/health` says for what. A repeat is recognised by its token, in `events` and in the
 //!   target of every view.
-//! - Ranges of different partitions are inserted side by side, up to [`Settings::inserts_in_flight`]. Those of one
-//!   partition follow each other: the source gives out the next after the commit.
+//! - Ranges are inserted side by side, up to [`Settings::inserts_in_flight`]. Which of them may be, is the source's
+//!   business: it gives out a range when its insert may begin.
 //! - A range whose partition is taken away is given up at once: its new owner repeats it.
 //! - On shutdown nothing new is taken, a running insert may finish within [`Settings::drain`], and one that is
 //!   waiting for its next attempt is left where it came from.

@@ -7,9 +7,9 @@
 //! next() -> Range [first, last] of one partition -> insert under the range's token -> commit(range)
 //! ```
 //!
-//! - A source gives out at most one range of a partition at a time: the next one after the commit, or again the same
-//!   one if the process dies in between. The range in flight is recorded durably before it is given out, so that a
-//!   repeat has the same first and last row, hence the same token, and ClickHouse drops it as already seen.
+//! - A source gives out as many ranges of a partition at a time as it can form again: one of a topic's partition, two
+//!   of the log. The ranges in flight are recorded durably before they are given out, so that a repeat has the same
+//!   first and last row, hence the same token, and ClickHouse drops it as already seen.
 //! - While nothing is committed a source holds what it has read within its bounds and reads no further.
 
 use std::{fmt, future::Future};
@@ -83,10 +83,10 @@ pub enum SourceError {
 
 /// Where ranges come from.
 pub trait Source: Send {
-    /// Waits for the next range of any partition that has none in flight. Cancel-safe: a range is never lost.
+    /// Waits for the next range that may be stored beside those in flight. Cancel-safe: a range is never lost.
     fn next(&mut self) -> impl Future<Output = Result<Range, SourceError>> + Send;
 
-    /// Says that every row of `range` is stored. A range of a partition that has since been taken away is ignored.
+    /// Says that every row of `range` is stored; ranges of one partition may be committed in any order. A range of a partition that has since been taken away is ignored.
     fn commit(&mut self, range: &Range) -> impl Future<Output = Result<(), SourceError>> + Send;
 
     /// Says that the insert of `range` was given up because it was revoked.

@@ -166,3 +166,23 @@ async fn verify_waits_for_somebody_elses_migration_and_changes_nothing() {
     waiting.await.unwrap().unwrap();
     assert_eq!(component.current().unwrap().state, State::Up);
 }
+
+#[tokio::test]
+async fn every_statement_is_valid_for_a_cluster_too() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.client();
+    let cluster = Template { cluster: Some("main".into()), embedded: false, ..template() };
+    let mut creations = 0;
+    for migration in MIGRATIONS {
+        for statement in migration.sql.split(";\n").filter(|statement| statement.contains("CREATE")) {
+            let statement = cluster.render(statement);
+            let creation = &statement[statement.find("CREATE").unwrap()..];
+            assert!(creation.contains("ON CLUSTER 'main'"), "{creation}");
+            assert!(!creation.contains("MergeTree") || creation.contains("ENGINE = Replicated"), "{creation}");
+            // The embedded engine has no cluster to run it on, but the whole grammar.
+            client.execute(&format!("EXPLAIN AST {creation}")).await.unwrap();
+            creations += 1;
+        }
+    }
+    assert_eq!(creations, 11);
+}

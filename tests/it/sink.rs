@@ -2,6 +2,7 @@
 
 mod outages;
 mod tables;
+mod wal;
 
 use std::{
     collections::{HashSet, VecDeque},

@@ -200,11 +200,11 @@ impl Keeper {
         }
     }
 
-    /// Starts again until it works. None: told to stop.
-    async fn restart(&self, mut reason: String, mut failures: u32) -> Option<Running> {
+    /// Starts again until it works. `cause`: why there is no child. None: told to stop.
+    async fn restart(&self, cause: String, mut failures: u32) -> Option<Running> {
+        self.health.down(format!("{cause}; starting again"));
         loop {
             let pause = if failures == 0 { FIRST_PAUSE } else { pause_after(failures) };
-            self.health.down(format!("{reason}; starting again"));
             let attempt = async {
                 tokio::time::sleep(pause).await;
                 launch::launch(&self.settings, self.port).await
@@ -222,7 +222,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     self.metrics.error("clickhouse");
-                    reason = format!("the embedded ClickHouse did not start: {error}");
+                    self.health.down(format!("{cause}; it did not start again: {error}"));
                     failures = failures.saturating_add(1);
                 }
             }

@@ -28,8 +28,8 @@ pub struct Template {
 }
 
 impl Template {
-    /// `text` with its variables filled in.
-    pub(super) fn render(&self, text: &str) -> String {
+    /// The text of a migration with its variables filled in.
+    pub fn render(&self, text: &str) -> String {
         let cluster = self.cluster.as_ref().map(|name| name.replace('\\', "\\\\").replace('\'', "\\'"));
         let on_cluster = cluster.map_or_else(String::new, |name| format!("ON CLUSTER '{name}'"));
         let (replicated, window) = match self.cluster {

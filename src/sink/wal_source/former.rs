@@ -31,8 +31,8 @@ pub(super) struct Former {
     pub(super) metrics: Arc<Metrics>,
     /// Read and in no range yet.
     pub(super) ahead: VecDeque<Arc<Record>>,
-    /// The range that was in flight when the process ended.
-    pub(super) replay: Option<InFlight>,
+    /// The ranges that were in flight when the process ended, in order.
+    pub(super) replay: VecDeque<InFlight>,
 }
 
 /// One step of encoding, moved to a blocking thread and back.
@@ -61,8 +61,10 @@ impl Former {
             }
             self.read(None).await?;
         };
-        // Nothing stands before the range in flight: that was committed. If the log begins past its end, so was it.
-        let replay = self.replay.take().filter(|old| old.wal_id == first.wal_id && first.seq <= old.last);
+        // Nothing stands before the ranges in flight: that was committed. Those before which the log has been truncated
+        // were too.
+        while self.replay.pop_front_if(|old| old.wal_id != first.wal_id || old.last < first.seq).is_some() {}
+        let replay = self.replay.pop_front();
         let deadline = Instant::now() + self.limits.age;
         let mut draft = Draft::beginning_with(&first);
         loop {

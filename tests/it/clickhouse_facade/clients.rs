@@ -1,14 +1,11 @@
 //! Unmodified client libraries.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::process::Command;
 
 use clickhouse::{Client, Compression, Row};
 use serde::{Deserialize, Serialize};
 
-use super::clickhouse_child::ClickHouse;
+use super::clickhouse_child::{ClickHouse, cached};
 
 #[derive(Clone, Debug, PartialEq, Row, Serialize, Deserialize)]
 struct Sale {
@@ -161,7 +158,7 @@ print("all passed")
 
 #[test]
 fn clickhouse_connect_from_pypi() {
-    let python = cache().join("ingestion-engine/venv-clickhouse-connect-1.12.0/bin/python");
+    let python = cached("venv-clickhouse-connect-1.12.0/bin/python");
     assert!(
         python.is_file(),
         "there is no Python with clickhouse-connect 1.12.0 at {}: `make setup` creates it",
@@ -172,11 +169,4 @@ fn clickhouse_connect_from_pypi() {
     let output = Command::new(&python).args(["-c", SCRIPT, &server.port.to_string()]).output().unwrap();
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains("all passed"), "{out}{errors}{}", server.log());
-}
-
-fn cache() -> PathBuf {
-    match std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()) {
-        Some(folder) => PathBuf::from(folder),
-        None => Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
-    }
 }

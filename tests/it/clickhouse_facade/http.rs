@@ -188,6 +188,8 @@ fn a_session_keeps_its_tables_and_a_request_its_settings() {
     assert_eq!(ask("a", "INSERT INTO mine VALUES (7)", &[]).0, None);
     assert_eq!(ask("a", "SELECT n FROM mine", &[]), (None, "7\n".to_owned()));
     assert_eq!(ask("b", "SELECT n FROM mine", &[]).0, Some(60));
+    assert_eq!(ask("b", "SELECT 1", &[("session_check", "1"), ("close_session", "1")]).0, None);
+    assert_eq!(ask("b", "SELECT 1", &[("session_check", "1")]).0, Some(372));
     assert_eq!(ask("c", "SELECT 1", &[("session_check", "1")]).0, Some(372));
 
     let threads = "SELECT getSetting('max_threads'), currentDatabase()";

@@ -1,6 +1,10 @@
 //! The parent's side: starting, watching, restarting.
 
-use std::{net::TcpListener, path::Path, sync::Arc};
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ingestion_engine::{
     clickhouse::embedded::{Supervisor, SupervisorError, SupervisorSettings},
@@ -9,10 +13,31 @@ use ingestion_engine::{
 };
 use rustix::process::Signal;
 
-use super::clickhouse_child::{ClickHouse, DEADLINE, PROGRAM, post, send_signal};
+use super::clickhouse_child::{ClickHouse, DEADLINE, PROGRAM, cached, post, send_signal};
 
 fn settings(path: &Path) -> SupervisorSettings {
     SupervisorSettings { program: PROGRAM.into(), path: path.to_owned(), port: 0, library: None }
+}
+
+/// A way to the library that can be closed: without it a child cannot start again, so that a test sees the time between.
+struct Way {
+    link: PathBuf,
+}
+
+impl Way {
+    fn open(scratch: &Path) -> Self {
+        let way = Self { link: scratch.join("libchdb.so") };
+        way.reopen();
+        way
+    }
+
+    fn reopen(&self) {
+        std::os::unix::fs::symlink(cached("libchdb-26.7.3-stable.1/libchdb.so"), &self.link).unwrap();
+    }
+
+    fn close(&self) {
+        std::fs::remove_file(&self.link).unwrap();
+    }
 }
 
 /// Waits until `condition` holds, without holding up the runtime.
@@ -41,17 +66,23 @@ async fn a_killed_child_is_restarted_on_its_port() {
     let (health, metrics) = (Health::default(), Arc::new(Metrics::new()));
     let state = || health.snapshot()["clickhouse"].state;
     let component = health.component("clickhouse");
-    let supervisor =
-        Supervisor::start(settings(&scratch.path().join("clickhouse")), component, Arc::clone(&metrics)).await.unwrap();
+    let way = Way::open(scratch.path());
+    let settings =
+        SupervisorSettings { library: Some(way.link.clone()), ..settings(&scratch.path().join("clickhouse")) };
+    let supervisor = Supervisor::start(settings, component, Arc::clone(&metrics)).await.unwrap();
     let (url, pid) = (supervisor.url(), supervisor.pid().unwrap());
     assert_eq!((state(), metrics.clickhouse_starts.get()), (State::Up, 1));
     ask(&url, "CREATE DATABASE d").await;
     ask(&url, "CREATE TABLE d.t ENGINE = MergeTree ORDER BY n AS SELECT 1 AS n").await;
 
+    way.close();
     send_signal(pid, Signal::KILL);
     eventually("the death to show in health", || state() == State::Down).await;
-    let reason = health.snapshot()["clickhouse"].reason.clone().unwrap();
-    assert!(reason.contains("signal: 9"), "{reason}");
+    let reason = || health.snapshot()["clickhouse"].reason.clone().unwrap();
+    assert!(reason().contains("signal: 9"), "{}", reason());
+    eventually("a start that fails", || reason().contains("did not start again: there is no libchdb at")).await;
+    assert_eq!(supervisor.pid(), None);
+    way.reopen();
     eventually("a new child", || supervisor.pid().is_some_and(|new| new != pid)).await;
     eventually("health", || state() == State::Up).await;
     assert_eq!(supervisor.url(), url);
@@ -68,13 +99,17 @@ async fn a_hung_child_is_killed_and_restarted() {
     let scratch = tempfile::tempdir().unwrap();
     let health = Health::default();
     let component = health.component("clickhouse");
-    let path = scratch.path().join("clickhouse");
-    let supervisor = Supervisor::start(settings(&path), component, Arc::new(Metrics::new())).await.unwrap();
+    let way = Way::open(scratch.path());
+    let settings =
+        SupervisorSettings { library: Some(way.link.clone()), ..settings(&scratch.path().join("clickhouse")) };
+    let supervisor = Supervisor::start(settings, component, Arc::new(Metrics::new())).await.unwrap();
     let pid = supervisor.pid().unwrap();
+    way.close();
     send_signal(pid, Signal::STOP);
     eventually("the hang to show in health", || health.snapshot()["clickhouse"].state == State::Down).await;
     let reason = health.snapshot()["clickhouse"].reason.clone().unwrap();
     assert!(reason.contains("hung"), "{reason}");
+    way.reopen();
     eventually("a new child", || supervisor.pid().is_some_and(|new| new != pid)).await;
     assert_eq!(ask(&supervisor.url(), "SELECT 1").await, "1\n");
     supervisor.stop().await;

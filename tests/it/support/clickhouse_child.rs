@@ -15,6 +15,15 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_ingestion-engine");
 /// Longest wait for anything that must happen; only a failing test waits that long.
 pub const DEADLINE: Duration = Duration::from_secs(90);
 
+/// A file that `make setup` keeps in the user's cache folder.
+pub fn cached(file: &str) -> PathBuf {
+    let cache = match std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(&std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
+    };
+    cache.join("ingestion-engine").join(file)
+}
+
 /// Waits until `condition` gives something.
 pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;

@@ -20,7 +20,7 @@ const MAX_BODY: usize = 256 << 20;
 pub(super) const MAX_DECODED_BODY: usize = 512 << 20;
 
 /// All bodies held at a time.
-const MAX_BODIES: usize = 768 << 20;
+const MAX_BODIES: usize = 512 << 20;
 
 /// The memory that all bodies share.
 #[derive(Clone, Debug, Default)]

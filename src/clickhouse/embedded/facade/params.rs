@@ -8,7 +8,7 @@ use super::super::engine::QueryError;
 
 /// Parameters that a server takes and that mean nothing here: there is one user, answers are complete when they start,
 /// and answers are compressed as `Accept-Encoding` says.
-const IGNORED: [&str; 17] = [
+const IGNORED: [&str; 16] = [
     "user",
     "password",
     "quota_key",
@@ -23,7 +23,6 @@ const IGNORED: [&str; 17] = [
     "add_http_cors_header",
     "client_protocol_version",
     "stacktrace",
-    "close_session",
     "http_write_exception_in_output_format",
     "http_response_buffer_size",
 ];
@@ -36,6 +35,17 @@ pub(super) struct SessionRequest {
     pub(super) timeout: Duration,
     /// It must exist already.
     pub(super) must_exist: bool,
+    /// It ends with this request.
+    pub(super) closes: bool,
+}
+
+/// The parameters that name a session, as sent.
+#[derive(Debug, Default)]
+struct SessionTexts {
+    id: Option<String>,
+    timeout: Option<String>,
+    check: bool,
+    close: bool,
 }
 
 /// Everything that a request sets.
@@ -50,9 +60,7 @@ pub(super) struct Parameters {
     pub(super) compress: bool,
     /// The body consists of ClickHouse's compressed blocks.
     pub(super) decompress: bool,
-    session_id: Option<String>,
-    session_timeout: Option<String>,
-    session_check: bool,
+    session: SessionTexts,
     /// Settings for this request.
     pub(super) settings: Vec<(String, String)>,
     /// Values for `{name:Type}` in the statement.
@@ -86,9 +94,10 @@ impl Parameters {
             "query_id" => self.query_id = filled(value),
             "compress" => self.compress = flag(&value),
             "decompress" => self.decompress = flag(&value),
-            "session_id" => self.session_id = filled(value),
-            "session_timeout" => self.session_timeout = filled(value),
-            "session_check" => self.session_check = flag(&value),
+            "session_id" => self.session.id = filled(value),
+            "session_timeout" => self.session.timeout = filled(value),
+            "session_check" => self.session.check = flag(&value),
+            "close_session" => self.session.close = flag(&value),
             ignored if IGNORED.contains(&ignored) => {}
             other => {
                 if let Some(binding) = other.strip_prefix("param_") {
@@ -112,8 +121,8 @@ impl Parameters {
         /// As on a server.
         const DEFAULT_SECONDS: u64 = 60;
         const MAX_SECONDS: u64 = 3600;
-        let Some(id) = self.session_id.clone() else { return Ok(None) };
-        let seconds = match self.session_timeout.as_deref() {
+        let Some(id) = self.session.id.clone() else { return Ok(None) };
+        let seconds = match self.session.timeout.as_deref() {
             None => DEFAULT_SECONDS,
             Some(text) => match text.parse() {
                 Ok(seconds) if seconds <= MAX_SECONDS => seconds,
@@ -126,7 +135,12 @@ impl Parameters {
                 }
             },
         };
-        Ok(Some(SessionRequest { id, timeout: Duration::from_secs(seconds), must_exist: self.session_check }))
+        Ok(Some(SessionRequest {
+            id,
+            timeout: Duration::from_secs(seconds),
+            must_exist: self.session.check,
+            closes: self.session.close,
+        }))
     }
 }
 
@@ -182,7 +196,8 @@ mod tests {
         assert_eq!(parameters.default_format.as_deref(), Some("JSON"));
         assert_eq!(parameters.settings, [("max_threads".to_owned(), "2".to_owned())]);
         assert_eq!(parameters.bindings, [("id".to_owned(), "7".to_owned())]);
-        let session = SessionRequest { id: "s".to_owned(), timeout: Duration::from_secs(5), must_exist: false };
+        let session =
+            SessionRequest { id: "s".to_owned(), timeout: Duration::from_secs(5), must_exist: false, closes: false };
         assert_eq!(parameters.session().unwrap(), Some(session));
         assert_eq!(Parameters::read("a%27b=1", &headers).unwrap_err().code, 115);
         let long = Parameters::read("session_id=s&session_timeout=3601", &headers).unwrap();

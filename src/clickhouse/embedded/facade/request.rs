@@ -93,7 +93,7 @@ pub(super) fn run(engine: &Engine, sessions: &Sessions, job: Job) -> Result<Answ
     let (outcome, format) = if let Some(request) = parameters.session()? {
         let mut session = sessions.check_out(engine, &request)?;
         let (executed, restored) = in_session(session.connection()?, &parameters, read_only, task);
-        if restored.is_err() {
+        if restored.is_err() || request.closes {
             session.discard();
         }
         executed?

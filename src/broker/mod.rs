@@ -26,7 +26,7 @@ mod topic;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rdkafka::{ClientConfig, error::KafkaError};
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 use thiserror::Error;
 
 pub(crate) use context::ClientEvents;
@@ -160,6 +160,9 @@ impl Settings {
     /// What every client of the broker has in common, the operator's properties included.
     pub(crate) fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        // Lines reach tracing, which filters them; librdkafka makes debug lines only for the operator's "debug" property.
+        let debug = self.properties.contains_key("debug");
+        config.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
         // An outage ends within seconds of the broker's return, not after librdkafka's ten.
         config.set("reconnect.backoff.ms", "100").set("reconnect.backoff.max.ms", "2000");
         // Idle connections that a broker or a load balancer closes are no news.

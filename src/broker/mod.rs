@@ -112,7 +112,7 @@ impl Default for Settings {
             partitions: 12,
             replication_factor: 3,
             min_insync_replicas: 2,
-            retention: Duration::from_secs(14 * 24 * 3600),
+            retention: Duration::from_hours(14 * 24),
             create_topic: true,
             batch_size: 1000,
             // Kafka's own default limit is 1,048,588 bytes for a compressed batch.

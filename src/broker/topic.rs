@@ -263,10 +263,13 @@ fn weaker(settings: &Settings, found: &Found, value: impl Fn(&str) -> Option<Str
 mod tests {
     use super::*;
 
+    /// Replicas, settings of the topic, and what is to be named.
+    type Case<'a> = (usize, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
     #[test]
     fn a_weaker_topic_is_named_setting_by_setting() {
         let settings = Settings::default();
-        let cases: [(usize, &[(&str, &str)], &[&str]); 6] = [
+        let cases: [Case<'_>; 6] = [
             (3, &[("min.insync.replicas", "2"), ("retention.ms", "-1"), ("retention.bytes", "-1")], &[]),
             (3, &[], &[]),
             (1, &[], &["1 replicas, not 3"]),

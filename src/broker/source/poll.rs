@@ -24,7 +24,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the committed offsets are asked for before the assignment is given back.
 const ASK_TIMES: u32 = 3;
 /// Lost offsets stay in health for this long, so that somebody sees them; the counter stays for good.
-const GAP_SHOWN: Duration = Duration::from_secs(24 * 3600);
+const GAP_SHOWN: Duration = Duration::from_hours(24);
 
 /// librdkafka's callbacks: all of them run on the polling thread.
 pub(super) struct SourceContext {

@@ -207,7 +207,7 @@ async fn offsets_that_are_gone_are_counted_and_shown() {
     let (cluster, brokers) = cluster(1);
     let (mut log, relay) = Log::relayed(settings(&brokers, 1));
     log.append(10, 1, 1).await;
-    let mut first = Reading::start(settings(&brokers, 1), limits(5, Duration::from_secs(60)));
+    let mut first = Reading::start(settings(&brokers, 1), limits(5, Duration::from_mins(1)));
     let range = first.next().await;
     first.source.commit(&range).await.unwrap();
     first.source.close().await;

@@ -26,7 +26,7 @@ mod topic;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rdkafka::{ClientConfig, error::KafkaError};
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 use thiserror::Error;
 
 pub(crate) use context::ClientEvents;
@@ -112,7 +112,7 @@ impl Default for Settings {
             partitions: 12,
             replication_factor: 3,
             min_insync_replicas: 2,
-            retention: Duration::from_secs(14 * 24 * 3600),
+            retention: Duration::from_hours(14 * 24),
             create_topic: true,
             batch_size: 1000,
             // Kafka's own default limit is 1,048,588 bytes for a compressed batch.
@@ -160,6 +160,9 @@ impl Settings {
     /// What every client of the broker has in common, the operator's properties included.
     pub(crate) fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
+        // Lines reach tracing, which filters them; librdkafka makes debug lines only for the operator's "debug" property.
+        let debug = self.properties.contains_key("debug");
+        config.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
         // An outage ends within seconds of the broker's return, not after librdkafka's ten.
         config.set("reconnect.backoff.ms", "100").set("reconnect.backoff.max.ms", "2000");
         // Idle connections that a broker or a load balancer closes are no news.

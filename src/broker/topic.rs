@@ -60,33 +60,23 @@ pub(crate) fn watch(
         config.create_with_context(ClientEvents::new(status.clone())).map_err(BrokerError::Configuration)?;
     let (publish, partitions) = watch::channel(0);
     let look_now = Arc::new(Notify::new());
+    let client = Arc::new(client);
     let mut watcher = Watcher { settings: settings.clone(), client, status, publish, checked: false };
     tokio::spawn({
         let look_now = look_now.clone();
         async move {
-            while !cancel.is_cancelled() {
-                let runtime = tokio::runtime::Handle::current();
-                let looked = tokio::task::spawn_blocking(move || {
-                    let pause = watcher.look(&runtime);
-                    (watcher, pause)
-                })
-                .await;
-                let pause;
-                (watcher, pause) = match looked {
-                    Ok(looked) => looked,
-                    Err(error) => {
-                        tracing::error!(%error, "the look at the topic ended");
-                        return;
+            let watching = cancel.run_until_cancelled(async {
+                loop {
+                    let pause = watcher.look().await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = look_now.notified() => {}
                     }
-                };
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = look_now.notified() => {}
-                    () = cancel.cancelled() => {}
                 }
-            }
-            // Closing a client waits for its threads.
-            drop(tokio::task::spawn_blocking(move || drop(watcher)));
+            });
+            // It never ends by itself.
+            watching.await;
+            close(watcher);
         }
     });
     Ok(TopicWatch { partitions, look_now })
@@ -94,7 +84,7 @@ pub(crate) fn watch(
 
 struct Watcher {
     settings: Settings,
-    client: BaseConsumer<ClientEvents>,
+    client: Arc<BaseConsumer<ClientEvents>>,
     status: Arc<Status>,
     publish: watch::Sender<u32>,
     /// The topic's settings were compared since it last came into being.
@@ -102,31 +92,31 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// One look. Blocking. Returns how long to wait until the next.
-    fn look(&mut self, runtime: &tokio::runtime::Handle) -> Duration {
-        // Serves what librdkafka queued: log lines and errors.
-        while self.client.poll(Duration::ZERO).is_some() {}
-        let found = match self.client.fetch_metadata(Some(&self.settings.topic), LOOK_TIMEOUT) {
-            Ok(metadata) => {
-                self.status.contacted();
-                metadata
-                    .topics()
-                    .iter()
-                    .find(|topic| topic.name() == self.settings.topic && !topic.partitions().is_empty())
-                    .map(Found::of)
-            }
+    /// One look. Returns how long to wait until the next.
+    async fn look(&mut self) -> Duration {
+        let (client, topic) = (self.client.clone(), self.settings.topic.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            // Serves what librdkafka queued: log lines and errors.
+            while client.poll(Duration::ZERO).is_some() {}
+            let metadata = client.fetch_metadata(Some(&topic), LOOK_TIMEOUT)?;
+            let mut topics = metadata.topics().iter();
+            Ok(topics.find(|found| found.name() == topic && !found.partitions().is_empty()).map(Found::of))
+        });
+        let found = match asked.await.unwrap_or(Err(KafkaError::Canceled)) {
+            Ok(found) => found,
             Err(error) => {
                 let reason = format!("the broker at {} does not answer: {}", self.settings.brokers, chain(&error));
                 self.status.set("connection", Severity::Down, reason);
                 return LOOK_AGAIN;
             }
         };
+        self.status.contacted();
         if let Some(found) = found {
-            if !self.checked {
-                self.checked = true;
-                self.compare(&found, runtime);
-            }
             self.publish.send_if_modified(|known| std::mem::replace(known, found.partitions) != found.partitions);
+            if !self.checked {
+                self.compare(&found).await;
+                self.checked = true;
+            }
             return LOOK_EVERY;
         }
         self.checked = false;
@@ -135,7 +125,7 @@ impl Watcher {
             self.status.set("topic", Severity::Down, reason);
             return LOOK_AGAIN;
         }
-        match runtime.block_on(self.create()) {
+        match self.create().await {
             Ok(()) => self.status.clear("topic"),
             Err(reason) => {
                 let reason = format!("topic {} cannot be made: {reason}", self.settings.topic);
@@ -159,7 +149,9 @@ impl Watcher {
             .set("min.insync.replicas", &min_insync)
             .set("max.message.bytes", &max_message);
         let admin = self.admin().map_err(|error| chain(&error))?;
-        let created = admin.create_topics([&topic], &admin_options()).await.map_err(|error| chain(&error))?;
+        let created = admin.create_topics([&topic], &admin_options()).await;
+        close(admin);
+        let created = created.map_err(|error| chain(&error))?;
         match created.into_iter().next() {
             Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
             Some(Err((_, code))) => Err(KafkaError::AdminOp(code).to_string()),
@@ -170,12 +162,16 @@ impl Watcher {
         }
     }
 
-    fn compare(&self, found: &Found, runtime: &tokio::runtime::Handle) {
-        let described = runtime.block_on(async {
-            let admin = self.admin()?;
-            let topic = ResourceSpecifier::Topic(&self.settings.topic);
-            admin.describe_configs([&topic], &admin_options()).await
-        });
+    async fn compare(&self, found: &Found) {
+        let described = match self.admin() {
+            Ok(admin) => {
+                let topic = ResourceSpecifier::Topic(&self.settings.topic);
+                let described = admin.describe_configs([&topic], &admin_options()).await;
+                close(admin);
+                described
+            }
+            Err(error) => Err(error),
+        };
         let config = match described.map(|resources| resources.into_iter().next()) {
             Ok(Some(Ok(resource))) => Some(resource),
             Ok(None) => None,
@@ -202,6 +198,11 @@ impl Watcher {
     fn admin(&self) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
         self.settings.client_config().create()
     }
+}
+
+/// Drops a client on a thread that may wait for the client's own threads.
+fn close<T: Send + 'static>(client: T) {
+    drop(tokio::task::spawn_blocking(move || drop(client)));
 }
 
 fn admin_options() -> AdminOptions {
@@ -262,10 +263,13 @@ fn weaker(settings: &Settings, found: &Found, value: impl Fn(&str) -> Option<Str
 mod tests {
     use super::*;
 
+    /// Replicas, settings of the topic, and what is to be named.
+    type Case<'a> = (usize, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
     #[test]
     fn a_weaker_topic_is_named_setting_by_setting() {
         let settings = Settings::default();
-        let cases: [(usize, &[(&str, &str)], &[&str]); 6] = [
+        let cases: [Case<'_>; 6] = [
             (3, &[("min.insync.replicas", "2"), ("retention.ms", "-1"), ("retention.bytes", "-1")], &[]),
             (3, &[], &[]),
             (1, &[], &["1 replicas, not 3"]),

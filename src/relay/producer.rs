@@ -45,7 +45,16 @@ impl ClientContext for RelayContext {
     fn stats(&self, _: Statistics) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+        // A fatal error comes under the code of its cause; these are those that an idempotent producer does not survive.
+        if let Some(
+            RDKafkaErrorCode::Fatal
+            | RDKafkaErrorCode::GaplessGuarantee
+            | RDKafkaErrorCode::OutOfOrderSequenceNumber
+            | RDKafkaErrorCode::UnknownProducerId
+            | RDKafkaErrorCode::InvalidProducerEpoch
+            | RDKafkaErrorCode::InvalidProducerIdMapping,
+        ) = error.rdkafka_error_code()
+        {
             self.window.fail(Failure { reason: format!("fatal: {reason}"), too_large: None });
         }
         self.events.error(error, reason);

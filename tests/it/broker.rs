@@ -1,6 +1,5 @@
 //! Relay and source against librdkafka's mock cluster, which can be told to fail, and against a real broker.
 
-mod cost;
 mod mock;
 mod real;
 mod rig;

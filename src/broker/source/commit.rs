@@ -13,7 +13,7 @@ use parking_lot::MutexGuard;
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer},
-    error::KafkaResult,
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
 use super::{
@@ -87,6 +87,10 @@ impl Committer {
                     // Usually a rebalance that is already on its way, or a broker that is away.
                     tracing::debug!(error = chain(&error), "offsets could not be committed, trying again");
                     self.shared.metrics.error("source");
+                    if is_expelled(&error) {
+                        self.shared.state.lock().expel();
+                        self.shared.changed.notify_all();
+                    }
                     self.back_off();
                 }
             }
@@ -192,11 +196,11 @@ impl Committer {
         let entries = self.entries(&self.shared.state.lock());
         if entries.is_empty() {
             // Only letters that cannot be kept are left.
-            return Err(rdkafka::error::KafkaError::Canceled);
+            return Err(KafkaError::Canceled);
         }
         if self.consumer.assignment_lost() {
             // The group went on without this member: librdkafka would commit as nobody in particular.
-            return Err(rdkafka::error::KafkaError::ConsumerCommit(rdkafka::error::RDKafkaErrorCode::AssignmentLost));
+            return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::AssignmentLost));
         }
         let mut list = TopicPartitionList::with_capacity(entries.len());
         for (id, entry) in &entries {
@@ -314,4 +318,17 @@ impl Committer {
             self.shared.status.set("metadata", Severity::Degraded, reason);
         }
     }
+}
+
+/// The group went on without this member: nothing under this assignment can be committed any more.
+fn is_expelled(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::IllegalGeneration
+                | RDKafkaErrorCode::UnknownMemberId
+                | RDKafkaErrorCode::FencedInstanceId
+                | RDKafkaErrorCode::AssignmentLost
+        )
+    )
 }

@@ -24,7 +24,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the committed offsets are asked for before the assignment is given back.
 const ASK_TIMES: u32 = 3;
 /// Lost offsets stay in health for this long, so that somebody sees them; the counter stays for good.
-const GAP_SHOWN: Duration = Duration::from_secs(24 * 3600);
+const GAP_SHOWN: Duration = Duration::from_hours(24);
 
 /// librdkafka's callbacks: all of them run on the polling thread.
 pub(super) struct SourceContext {
@@ -220,6 +220,7 @@ impl Poller {
         let positions: Vec<(u32, Option<u64>)> =
             self.shared.state.lock().partitions.iter().map(|(id, partition)| (*id, partition.next)).collect();
         let mut gaps = Vec::new();
+        let mut starts = TopicPartitionList::with_capacity(positions.len());
         for (id, next) in positions {
             let Ok(partition) = i32::try_from(id) else { continue };
             let marks = self.consumer.fetch_watermarks(&self.shared.settings.topic, partition, ASK_TIMEOUT);
@@ -233,16 +234,21 @@ impl Poller {
             if lost > 0 {
                 gaps.push(format!("{lost} offsets of partition {id}"));
                 self.shared.metrics.source_gap_offsets.inc_by(lost);
-                if let Some(state) = self.shared.state.lock().partitions.get_mut(&id) {
-                    state.next = resume;
-                }
             }
-            // A partition whose offset was refused is not read until it is told where: tell all, one of them is it.
             let start = resume.and_then(|next| i64::try_from(next).ok()).map_or(Offset::Beginning, Offset::Offset);
-            if let Err(error) = self.consumer.seek(&self.shared.settings.topic, partition, start, ASK_TIMEOUT) {
-                tracing::warn!(error = chain(&error), partition, "cannot go on reading, joining the group again");
-                self.shared.state.lock().join_again = true;
+            if let Err(error) = starts.add_partition_offset(&self.shared.settings.topic, partition, start) {
+                tracing::error!(error = chain(&error), partition, "a start offset is refused");
             }
+            if let Some(partition) = self.shared.state.lock().partitions.get_mut(&id) {
+                partition.next = resume;
+                partition.paused = false;
+            }
+        }
+        // A partition whose offset was refused stands still, and nobody says which it is: all are told again where to go
+        // on. It cannot be sought either. What was read ahead of the others is read again.
+        if let Err(error) = self.consumer.assign(&starts).and_then(|()| self.consumer.resume(&starts)) {
+            tracing::warn!(error = chain(&error), "cannot go on reading, joining the group again");
+            self.shared.state.lock().join_again = true;
         }
         if !gaps.is_empty() {
             let reason = format!("the broker no longer had {} when they were due", gaps.join(", "));

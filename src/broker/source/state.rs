@@ -116,6 +116,17 @@ impl State {
         }
     }
 
+    /// The group took everything away already: what is under way is the next owners' to repeat.
+    pub(super) fn expel(&mut self) {
+        let ids: Vec<u32> = self.partitions.keys().copied().collect();
+        self.begin_revoke(&ids);
+        for partition in self.partitions.values_mut() {
+            if let Stage::Done { .. } = partition.stage {
+                partition.stage = Stage::Idle;
+            }
+        }
+    }
+
     /// The sink is still busy with a range of one of `ids`.
     pub(super) fn is_busy(&self, ids: &[u32]) -> bool {
         ids.iter()

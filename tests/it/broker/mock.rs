@@ -51,7 +51,6 @@ async fn a_fatal_error_replaces_the_producer_and_everything_arrives_in_order() {
     for error in [
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
-        RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_MSG,
     ] {
         let before = log.metrics.relay_rebuilds.get();
         cluster.request_errors(RDKafkaApiKey::Produce, &[error; 3]);
@@ -167,7 +166,7 @@ async fn the_range_in_flight_is_formed_again_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoke_waits_for_the_sink_and_the_next_owner_repeats_the_range() {
+async fn a_range_that_is_revoked_is_repeated_by_the_next_owner_and_stale_commits_are_ignored() {
     let (_cluster, brokers) = cluster(2);
     let (mut log, relay) = Log::relayed(settings(&brokers, 2));
     log.append(60, 20, 50).await;
@@ -179,22 +178,22 @@ async fn a_revoke_waits_for_the_sink_and_the_next_owner_repeats_the_range() {
     for range in [&a, &b] {
         tokio::time::timeout(PATIENCE, range.revoked.cancelled()).await.expect("a second member revokes the ranges");
     }
-    // One insert was finished just in time, the other is given up.
+    // One insert was finished, the other is given up. The mock takes no commit while a group is joining, so the first
+    // is refused until the member is out of its generation, and then no later commit may go through.
     first.source.commit(&a).await.unwrap();
     first.source.abandon(&b).await;
 
     let mut given = Vec::new();
     for member in [&mut first, &mut second] {
         let range = member.next().await;
-        member.source.commit(&a).await.unwrap();
+        for stale in [&a, &b] {
+            member.source.commit(stale).await.unwrap();
+        }
         given.push(range);
     }
     for range in &given {
-        if range.id.partition == a.id.partition {
-            assert_eq!(range.id.first, a.id.last + 1, "what was committed in time is not repeated");
-        } else {
-            assert_eq!((&range.id, &range.body), (&b.id, &b.body), "what was given up is repeated as it was");
-        }
+        let before = if range.id.partition == a.id.partition { &a } else { &b };
+        assert_eq!((&range.id, &range.body), (&before.id, &before.body), "it is repeated as it was");
         assert!(!range.revoked.is_cancelled());
     }
     assert_ne!(given[0].id.partition, given[1].id.partition);
@@ -208,7 +207,7 @@ async fn offsets_that_are_gone_are_counted_and_shown() {
     let (cluster, brokers) = cluster(1);
     let (mut log, relay) = Log::relayed(settings(&brokers, 1));
     log.append(10, 1, 1).await;
-    let mut first = Reading::start(settings(&brokers, 1), limits(5, Duration::from_secs(60)));
+    let mut first = Reading::start(settings(&brokers, 1), limits(5, Duration::from_mins(1)));
     let range = first.next().await;
     first.source.commit(&range).await.unwrap();
     first.source.close().await;
@@ -244,9 +243,8 @@ async fn a_sink_that_stands_still_keeps_its_partitions_and_a_bounded_memory() {
     settings.properties.insert("session.timeout.ms".into(), "6000".into());
     settings.properties.insert("heartbeat.interval.ms".into(), "500".into());
     let mut reading = Reading::start(settings, limits(200, Duration::from_millis(50)));
-    let first = reading.next().await;
-    log.append(1, 1, 1).await;
     log.append(400, 20, 50).await;
+    let first = reading.next().await;
     eventually("all is acknowledged", || log.is_drained()).await;
     // Longer than the session: a member that did not poll would be out by now.
     let stood = tokio::time::Instant::now();

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// How long anything may take that should take a moment: brokers are waited for, and two cores are shared.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 pub const TOPIC: &str = "events";
 
@@ -41,7 +41,21 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Log lines of a test that fails are shown with it.
+pub fn show_logs() {
+    let levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "ingestion_engine=debug".into());
+    // A second test in this process finds it installed.
+    tracing_subscriber::fmt().with_env_filter(levels).with_test_writer().try_init().ok();
+}
+
 pub fn settings(brokers: &str, partitions: u32) -> Settings {
+    show_logs();
+    let mut properties = BTreeMap::new();
+    // The mock cluster holds a rebalance open for about a session when a member has left.
+    properties.insert("session.timeout.ms".to_owned(), "6000".to_owned());
+    if let Ok(debug) = std::env::var("KAFKA_DEBUG") {
+        properties.insert("debug".to_owned(), debug);
+    }
     Settings {
         brokers: brokers.into(),
         topic: TOPIC.into(),
@@ -51,6 +65,7 @@ pub fn settings(brokers: &str, partitions: u32) -> Settings {
         group: "sink".into(),
         drain: Duration::from_secs(5),
         revoke_wait: Duration::from_secs(30),
+        properties,
         ..Settings::default()
     }
 }

@@ -75,6 +75,21 @@ fn a_revoke_withdraws_what_nobody_has_and_waits_for_what_somebody_has() {
 }
 
 #[test]
+fn a_member_that_was_expelled_lets_everything_go() {
+    let mut state = State::default();
+    state.assign([(0, Some(0), None), (1, Some(0), None)]);
+    for id in [0, 1] {
+        state.partitions.get_mut(&id).unwrap().stage = Stage::Given { first: 0, last: 1 };
+    }
+    let stored = range(1, 0, 0, 1, &state.partitions[&0].revoked);
+    let mut told = state.done(&stored).unwrap();
+    state.expel();
+    assert!(told.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+    assert!(state.is_busy(&[1]), "the sink still has its range, and was told");
+    assert!(state.partitions[&1].revoked.is_cancelled());
+}
+
+#[test]
 fn memory_is_bounded_and_given_back() {
     let mut state = State::default();
     state.assign([(0, Some(0), None), (1, Some(0), Some(100))]);

@@ -1,1 +1,0 @@
-//! What relay and source cost.

@@ -55,9 +55,7 @@ fn the_clickhouse_child_killed_under_load_is_restarted_and_all_arrives() {
     for kill in 1..=3 {
         load.wait_for_requests(50);
         signal(child_of(engine.pid()), "KILL");
-        eventually("the child is started again", || {
-            engine.metric("ingestion_clickhouse_starts_total") >= f64::from(kill + 1)
-        });
+        eventually("the child is started again", || engine.metric("ingestion_clickhouse_starts_total") > kill);
     }
     load.wait_for_requests(50);
     let sent = load.stop();
@@ -103,7 +101,7 @@ fn a_clickhouse_that_is_away_shows_in_health_and_not_in_the_answers() {
     let health = engine.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (200, &json!("degraded")));
     assert_eq!(engine.get("/health/ready").status, 200, "ready means: can accept durably");
-    eventually("the log's gauge follows", || engine.metric("ingestion_wal_events") == 50.0);
+    eventually("the log's gauge follows", || engine.metric("ingestion_wal_events") == 50);
     assert_eq!(engine.terminate().code(), Some(0));
 
     // The same log, now with an engine of its own behind it; `drain` exits once it is empty.
@@ -111,7 +109,7 @@ fn a_clickhouse_that_is_away_shows_in_health_and_not_in_the_answers() {
     assert!(status.success(), "{text}");
     let engine = setup.start();
     engine.clickhouse().wait_for("SELECT count(), uniqExact(event_id) FROM overwatch.events", "50\t50");
-    eventually("the log's gauge follows", || engine.metric("ingestion_wal_events") == 0.0);
+    eventually("the log's gauge follows", || engine.metric("ingestion_wal_events") == 0);
 }
 
 #[test]

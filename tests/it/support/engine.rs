@@ -94,7 +94,7 @@ impl Setup {
 
     pub fn command(&self, subcommand: &str) -> Command {
         let file = self.folder.join("engine.toml");
-        let data = self.folder.join("data");
+        let data = self.folder.join("data").display().to_string();
         let toml = format!(
             "data_dir = {data:?}\n{}\n[server]\nhost = \"127.0.0.1\"\nport = 0\nadmin_listen = \"\"\n\
              [clickhouse.embedded]\nport = 0\n[log]\nformat = \"json\"\n{}\n\
@@ -236,8 +236,8 @@ impl Engine {
         self.get("/health").json()["components"][name].clone()
     }
 
-    /// The value of one series of `/metrics`.
-    pub fn metric(&self, series: &str) -> f64 {
+    /// The whole-number value of one series of `/metrics`.
+    pub fn metric(&self, series: &str) -> u64 {
         let text = self.get("/metrics").text;
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()

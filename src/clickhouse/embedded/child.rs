@@ -64,7 +64,7 @@ const ENGINE_OPTIONS: [&str; 10] = [
 ];
 
 /// The command line of the subcommand.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct ChildArgs {
     /// Folder of the tables; created if missing. One process at a time.
     #[arg(long, default_value = "data/clickhouse")]

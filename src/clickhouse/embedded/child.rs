@@ -189,12 +189,12 @@ pub fn run(settings: ChildSettings) -> Result<(), ChildError> {
 
 fn start(settings: ChildSettings) -> Result<(), ChildError> {
     let ChildSettings { path, port, library, port_file, watch_parent, nonce } = settings;
-    let stop = CancellationToken::new();
+    let orphaned = CancellationToken::new();
     if watch_parent {
-        let stop = stop.clone();
+        let orphaned = orphaned.clone();
         thread::Builder::new()
             .name("parent-watch".to_owned())
-            .spawn(move || end_with_parent(&stop))
+            .spawn(move || end_with_parent(&orphaned))
             .map_err(|source| ChildError::Io { what: "cannot watch the parent", source })?;
     }
     let library = library.map_or_else(cached_library, Ok)?;
@@ -234,11 +234,13 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
         .build()
         .map_err(|source| ChildError::Io { what: "cannot start the runtime", source })?;
     let announce = move || announce(port, port_file.as_deref(), watch_parent, nonce.unwrap_or_default());
-    let ended = runtime.block_on(serve(&facade, listener, stop, announce));
+    let ended = runtime.block_on(serve(&facade, listener, &orphaned, announce));
     if matches!(ended, Err(ChildError::StillRunning)) {
         // Threads inside the library cannot be ended one by one, and its exit handlers would wait for them.
         // A kill is a state from which the engine opens again: acknowledged inserts are in the tables.
-        tracing::error!("requests do not end: the process ends without them");
+        if !orphaned.is_cancelled() {
+            tracing::error!("requests do not end: the process ends without them");
+        }
         end_now();
     }
     drop(runtime);
@@ -251,7 +253,7 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
 async fn serve(
     facade: &Arc<Facade>,
     listener: TcpListener,
-    stop: CancellationToken,
+    orphaned: &CancellationToken,
     announce: impl FnOnce() -> std::io::Result<()>,
 ) -> Result<(), ChildError> {
     let failed = |what| move |source| ChildError::Io { what, source };
@@ -263,6 +265,7 @@ async fn serve(
     });
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("cannot handle SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("cannot handle SIGINT"))?;
+    let stop = CancellationToken::new();
     let sweep = tokio::spawn(Arc::clone(facade).sweep_sessions());
     let server = axum::serve(listener, facade.router()).with_graceful_shutdown(stop.clone().cancelled_owned());
     let mut server = tokio::spawn(server.into_future());
@@ -271,12 +274,12 @@ async fn serve(
     let patience = tokio::select! {
         _ = terminate.recv() => FINISH,
         _ = interrupt.recv() => FINISH,
-        () = stop.cancelled() => FINISH_ORPHANED,
-        ended = &mut server => {
-            return flatten(ended).map_err(failed("the HTTP server failed"));
-        }
+        () = orphaned.cancelled() => FINISH_ORPHANED,
+        ended = &mut server => return flatten(ended).map_err(failed("the HTTP server failed")),
     };
-    tracing::info!("stopping: running requests finish first");
+    if !orphaned.is_cancelled() {
+        tracing::info!("stopping: running requests finish first");
+    }
     stop.cancel();
     sweep.abort();
     let finish = async {
@@ -289,7 +292,9 @@ async fn serve(
     if let Ok(finished) = tokio::time::timeout(patience, &mut finish).await {
         return finished.map_err(failed("the HTTP server failed"));
     }
-    if let Err(error) = facade.cancel_all() {
+    if let Err(error) = facade.cancel_all()
+        && !orphaned.is_cancelled()
+    {
         tracing::warn!(%error, "running requests cannot be cancelled");
     }
     match tokio::time::timeout(CANCELLED, &mut finish).await {
@@ -328,8 +333,12 @@ fn report(message: &Message) {
     }
 }
 
-/// Waits for the end of standard input, the pipe that the parent holds open as long as it lives.
-fn end_with_parent(stop: &CancellationToken) {
+/// Waits for the end of standard input, the pipe that the parent holds open as long as it lives, and sees to it that this
+/// process ends then.
+///
+/// From then on nothing may be logged, here least of all: the log goes to a pipe that nobody reads any more, and the
+/// subscriber answers a failed write with `eprintln!`, which panics.
+fn end_with_parent(orphaned: &CancellationToken) {
     let mut input = std::io::stdin().lock();
     let mut ignored = [0; 64];
     loop {
@@ -340,8 +349,7 @@ fn end_with_parent(stop: &CancellationToken) {
             Err(_) => break,
         }
     }
-    tracing::info!("the parent is gone: stopping");
-    stop.cancel();
+    orphaned.cancel();
     // An orderly end takes less, and then this thread ends with the process.
     thread::sleep(ORPHANED);
     end_now();

@@ -72,6 +72,29 @@ fn the_child_ends_when_its_parent_is_killed() {
 }
 
 #[test]
+fn an_orphan_ends_although_nobody_reads_its_log() {
+    let scratch = tempfile::tempdir().unwrap();
+    let port_file = scratch.path().join("port");
+    let mut child = Command::new(PROGRAM)
+        .args(["clickhouse", "--watch-parent", "--port", "0", "--path"])
+        .arg(scratch.path().join("clickhouse"))
+        .arg("--port-file")
+        .arg(&port_file)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let port = wait_for("the port file", || std::fs::read_to_string(&port_file).ok());
+    assert_eq!(post(&format!("http://127.0.0.1:{}", port.trim()), b"SELECT 1").text(), "1\n");
+    // A killed parent closes all its ends at once: the log breaks before the child knows.
+    drop((child.stdout.take(), child.stderr.take()));
+    drop(child.stdin.take());
+    let status = wait_for("the orphan's end", || child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+}
+
+#[test]
 fn sigterm_lets_running_requests_finish() {
     let scratch = tempfile::tempdir().unwrap();
     let mut server = ClickHouse::start(&scratch.path().join("clickhouse"));

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use super::lock::LockError;
+use crate::folder_lock::LockError;
 
 /// Why a log did not open.
 #[derive(Debug, thiserror::Error)]

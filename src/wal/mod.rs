@@ -48,7 +48,6 @@ mod error;
 mod frames;
 mod generation;
 mod housekeeper;
-pub mod lock;
 mod meta;
 mod packer;
 mod reader;

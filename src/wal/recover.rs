@@ -5,6 +5,7 @@ use std::{
     fs,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use uuid::Uuid;
@@ -13,14 +14,13 @@ use super::{
     Settings,
     error::{OpenError, StoreError},
     generation::{Ends, Generation, ends, open_engine},
-    lock::FolderLock,
     meta::{Found, Marks, MetaFile, VERSION},
     salvage,
     shared::{Check, Opened, report},
     state::sync_folder,
     verify,
 };
-use crate::{ids::WalId, metrics::Metrics};
+use crate::{folder_lock::FolderLock, ids::WalId, metrics::Metrics};
 
 /// Sequences are reserved in the marks so many at a time: at 50,000 a second one sync in twenty seconds, and after a
 /// power loss the next open skips at most so many of 2^64.
@@ -41,7 +41,7 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         let path = path.to_owned();
         move |source| OpenError::Io { action, path, source }
     };
-    let lock = FolderLock::acquire(&settings.dir)?;
+    let lock = FolderLock::acquire(&settings.dir, Duration::ZERO)?;
     let root = settings.root();
     fs::create_dir_all(&root).map_err(io("create", &root))?;
     if let Some(parent) = settings.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {

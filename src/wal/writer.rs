@@ -20,11 +20,11 @@ use super::{
     frames::Frames,
     generation::{Active, Generation, guarded},
     housekeeper::Housekeeper,
-    lock::FolderLock,
     meta::{Marks, MetaFile},
     recover::RESERVATION,
     shared::{Progress, Shared},
 };
+use crate::folder_lock::FolderLock;
 
 /// A commit takes no more than this (but always one append): it bounds the wait of the first one in it.
 const COMMIT_BYTES: usize = 4 << 20;

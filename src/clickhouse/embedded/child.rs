@@ -18,8 +18,8 @@ use super::{
     engine::{Engine, OpenError},
     facade::{self, Facade},
     handshake::{Message, NONCE_VARIABLE},
-    lock::{LockError, PathLock},
 };
+use crate::folder_lock::{FolderLock, LockError};
 
 /// How long a predecessor on the same path may take to exit.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -204,7 +204,7 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     let unusable = |source| ChildError::Path { path: path.clone(), source };
     std::fs::create_dir_all(&path).map_err(unusable)?;
     let path = path.canonicalize().map_err(unusable)?;
-    let lock = PathLock::acquire(&path, LOCK_PATIENCE)?;
+    let lock = FolderLock::acquire(&path, LOCK_PATIENCE)?;
 
     // Before the engine, which takes a second: a taken port should be known at once.
     let listener =

@@ -42,10 +42,8 @@ mod engine;
 mod facade;
 mod ffi;
 mod handshake;
-mod lock;
 mod supervisor;
 
 pub use child::{ChildArgs, ChildError, ChildSettings, run};
 pub use engine::OpenError;
-pub use lock::LockError;
 pub use supervisor::{Supervisor, SupervisorError, SupervisorSettings};

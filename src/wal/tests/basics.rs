@@ -1,5 +1,5 @@
 use super::*;
-use crate::{health::State, ids::WalSeq};
+use crate::{folder_lock::FolderLock, health::State, ids::WalSeq};
 
 #[tokio::test]
 async fn what_is_appended_is_read_in_order() {
@@ -141,7 +141,8 @@ async fn a_log_whose_handles_are_all_gone_closes_itself() {
     wal.append(append(b"x")).await.unwrap();
     drop(wal);
     drop(reader);
-    eventually("the folder is free again", || lock::FolderLock::acquire(&dir.path().join("wal")).is_ok()).await;
+    eventually("the folder is free again", || FolderLock::acquire(&dir.path().join("wal"), Duration::ZERO).is_ok())
+        .await;
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ async fn what_trying_again_cannot_mend_is_an_error_at_once() {
 
     let holder = ClickHouse::start(&path);
     let reason = refusal(start(settings(&path)).await);
-    assert!(reason.contains(&format!("in use by process {}", holder.process.id())), "{reason}");
+    assert!(reason.contains(&format!("pid {}", holder.process.id())), "{reason}");
 
     let program = scratch.path().join("nothing");
     let started = start(SupervisorSettings { program, ..settings(&path) }).await;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! 00000000000000000007/db, conf, blobs/, snap.*   the database
-//!                      SEAL                       its first and last sequence, records and events, once written
+//!                      SEAL                       first and last sequence, records, events, lost sequences, once written
 //! ```
 
 use std::{
@@ -23,6 +23,7 @@ use sled::IVec;
 use super::{
     error::StoreError,
     record::{Damage, Record, split_frame},
+    seqset::SeqSet,
     state::{sync_folder, write_atomically},
 };
 
@@ -54,6 +55,8 @@ pub(super) struct Generation {
     pub sealed: AtomicBool,
     /// Its files were salvaged in this process: what is missing now is lost.
     pub salvaged: AtomicBool,
+    /// Sequences that a salvage did not find, in this process or an earlier one: named then, and not again.
+    pub lost: Mutex<SeqSet>,
     pub db: Mutex<Option<sled::Db>>,
 }
 
@@ -70,6 +73,7 @@ impl Generation {
             bytes: AtomicU64::new(0),
             sealed: AtomicBool::new(false),
             salvaged: AtomicBool::new(false),
+            lost: Mutex::new(SeqSet::default()),
             db: Mutex::new(None),
         }
     }
@@ -128,6 +132,10 @@ impl Generation {
         ] {
             bytes.extend_from_slice(&value.to_le_bytes());
         }
+        for (first, last) in self.lost.lock().ranges() {
+            bytes.extend_from_slice(&first.to_le_bytes());
+            bytes.extend_from_slice(&last.to_le_bytes());
+        }
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         write_atomically(&self.dir.join(SEAL), &bytes)
     }
@@ -146,6 +154,9 @@ impl Generation {
         generation.records.store(values.next()?, Relaxed);
         generation.events.store(values.next()?, Relaxed);
         generation.received_at_ms.store(values.next()?.cast_signed(), Relaxed);
+        while let (Some(first), Some(last)) = (values.next(), values.next()) {
+            generation.lost.lock().append_range(first, last);
+        }
         generation.sealed.store(true, Relaxed);
         Some(generation)
     }

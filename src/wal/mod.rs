@@ -264,8 +264,16 @@ impl Wal {
             since_care: 0,
             lock,
         };
-        writer.begin().map_err(OpenError::Store)?;
-        writer.measure(true);
+        match writer.begin() {
+            Ok(()) => writer.measure(true),
+            // A full disk is waited out here too: what is in the log can be read and sent meanwhile.
+            Err(error) => match error.no_space() {
+                Some(full) => {
+                    writer.abandon(full);
+                }
+                None => return Err(OpenError::Store(error)),
+            },
+        }
         let thread = thread::Builder::new().name("wal-writer".to_owned());
         thread.spawn(move || writer.run(&queue)).map_err(spawn)?;
         Ok((Self { shared, handle }, reader))

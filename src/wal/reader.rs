@@ -184,7 +184,7 @@ fn read_generations(
     }
     // Nothing may be left out in silence: what the storage engine does not give is looked for in its files, once.
     let next = records.last().map_or(end, |record| record.seq.0) + 1;
-    let whole = records.len() as u64 == next - start;
+    let whole = records.len() as u64 + generation.lost.lock().count(start, next - 1) == next - start;
     if !whole && damaged.is_empty() && !generation.salvaged.load(Relaxed) {
         return Ok(DiskRead { records: Vec::new(), next: from, suspect: Some(generation) });
     }

@@ -157,7 +157,7 @@ fn settle(
         db
     } else {
         let salvaged =
-            salvage::salvage(&generation, engine, &settings.aside(), from, u64::MAX - 1).map_err(OpenError::Store)?;
+            salvage::salvage(&generation, engine, &settings.aside(), u64::MAX - 1).map_err(OpenError::Store)?;
         let to = committed.max(salvaged.found.last().unwrap_or(0));
         report(&generation, &salvaged, from, to, metrics);
         generation.publish(to.max(generation.last()));

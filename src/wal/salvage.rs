@@ -58,14 +58,8 @@ pub(super) fn resume(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Rebuilds `generation` from the intact records `from..=to` in its files.
-pub(super) fn salvage(
-    generation: &Generation,
-    engine: Engine,
-    aside: &Path,
-    from: u64,
-    to: u64,
-) -> Result<Salvaged, StoreError> {
+/// Rebuilds `generation` from the intact records up to `to` in its files.
+pub(super) fn salvage(generation: &Generation, engine: Engine, aside: &Path, to: u64) -> Result<Salvaged, StoreError> {
     generation.close();
     let new = temporary(&generation.dir);
     if new.exists() {
@@ -78,7 +72,7 @@ pub(super) fn salvage(
         batched: 0,
         found: SeqSet::default(),
         unknown: 0,
-        wanted: (from, to),
+        wanted: (generation.first, to),
     };
     let blobs = generation.dir.join("blobs");
     let blobs = fs::read_dir(&blobs).map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());

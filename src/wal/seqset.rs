@@ -27,6 +27,24 @@ impl SeqSet {
         self.0.insert(start, end);
     }
 
+    /// Adds all of `from..=to`, which must lie behind everything in the set.
+    pub(super) fn append_range(&mut self, from: u64, to: u64) {
+        if from <= to {
+            self.0.insert(from, to);
+        }
+    }
+
+    /// How many of `from..=to` are in the set.
+    pub(super) fn count(&self, from: u64, to: u64) -> u64 {
+        let missing: u64 = self.missing(from, to).iter().map(|(first, last)| last - first + 1).sum();
+        (to + 1).saturating_sub(from).saturating_sub(missing)
+    }
+
+    /// The ranges, in order.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().map(|(&first, &last)| (first, last))
+    }
+
     pub(super) fn first(&self) -> Option<u64> {
         self.0.keys().next().copied()
     }
@@ -80,7 +98,13 @@ mod tests {
             prop_assert_eq!((set.first(), set.last()), (model.first().copied(), model.last().copied()));
             let missing: Vec<u64> = set.missing(from, from + len).into_iter().flat_map(|(a, b)| a..=b).collect();
             let expected: Vec<u64> = (from..=from + len).filter(|seq| !model.contains(seq)).collect();
+            prop_assert_eq!(missing.len() as u64 + set.count(from, from + len), len + 1);
             prop_assert_eq!(missing, expected);
+            let mut copy = SeqSet::default();
+            for (first, last) in set.ranges() {
+                copy.append_range(first, last);
+            }
+            prop_assert_eq!(copy, set);
         }
     }
 }

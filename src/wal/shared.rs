@@ -21,6 +21,7 @@ use super::{
     generation::{Engine, Generation, ends, open_engine},
     record::Damage,
     salvage::{Salvaged, salvage},
+    seqset::SeqSet,
     tail::Tail,
     verify,
 };
@@ -184,7 +185,7 @@ impl Shared {
     pub(super) fn salvage(&self, generation: &Generation) -> Result<(), StoreError> {
         let from = generation.first.max(self.done.load(Relaxed) + 1);
         let to = generation.last();
-        let salvaged = salvage(generation, self.engine(), &self.aside, from, to)?;
+        let salvaged = salvage(generation, self.engine(), &self.aside, to)?;
         report(generation, &salvaged, from, to, &self.metrics);
         generation.seal().map_err(StoreError::io("seal a salvaged generation"))
     }
@@ -233,16 +234,17 @@ impl Check<'_> {
         if let Some(damage) = &walk.damage {
             return Ok(self.damaged(damage));
         }
-        if let Some((first, last)) = walk.valid.missing(self.from, self.to).first() {
+        let expected = self.generation.lost.lock().missing(self.from, self.to);
+        if let Some((first, last)) = expected.iter().find_map(|(a, b)| walk.valid.missing(*a, *b).first().copied()) {
             return Ok(self.damaged(&format!("records {first} to {last} are missing")));
         }
         let opened = open_engine(dir, self.engine).and_then(|db| Ok((ends(&db)?, db)));
         match opened {
             Ok((ends, db)) => {
                 let last = ends.map_or(0, |ends| ends.last.seq.0);
-                if self.from <= self.to && last < self.to {
+                if let Some((_, to)) = expected.last().filter(|(_, to)| last < *to) {
                     drop(db);
-                    return Ok(self.damaged(&format!("the storage engine ends at record {last} of {}", self.to)));
+                    return Ok(self.damaged(&format!("the storage engine ends at record {last} of {to}")));
                 }
                 Ok(Some(db))
             }
@@ -262,10 +264,18 @@ impl Check<'_> {
     }
 }
 
-/// Says what a salvage saved and what it did not.
+/// Says what a salvage saved and what of `from..=to` it did not.
 pub(super) fn report(generation: &Generation, salvaged: &Salvaged, from: u64, to: u64, metrics: &Metrics) {
     metrics.error("wal");
-    let gaps = salvaged.found.missing(from, to);
+    let gaps = salvaged.found.missing(generation.first, to);
+    let mut all = SeqSet::default();
+    for (first, last) in &gaps {
+        all.append_range(*first, *last);
+    }
+    // What was lost before is named and counted already.
+    let before = std::mem::replace(&mut *generation.lost.lock(), all);
+    let gaps = gaps.iter().filter(|(_, last)| *last >= from);
+    let gaps: Vec<_> = gaps.flat_map(|(first, last)| before.missing(from.max(*first), *last)).collect();
     let lost: u64 = gaps.iter().map(|(first, last)| last - first + 1).sum();
     metrics.wal_damaged_records.inc_by(lost);
     let named: Vec<String> =

@@ -319,7 +319,7 @@ impl Writer {
     }
 
     /// After a full disk: the commit's bytes stay behind in a generation that ends before them.
-    fn abandon(&mut self, error: io::Error) -> AppendError {
+    pub(super) fn abandon(&mut self, error: io::Error) -> AppendError {
         let error = Arc::new(error);
         self.shared.metrics.error("wal");
         tracing::error!(%error, "the write-ahead log's disk is full; appends are refused until there is space");
@@ -336,7 +336,9 @@ impl Writer {
         if self.no_space.is_none() {
             return true;
         }
-        match self.begin() {
+        // What was queued when the disk ran full may have begun a new generation already.
+        let begun = if self.active.is_some() { Ok(()) } else { self.begin() };
+        match begun {
             Ok(()) => {
                 self.no_space = None;
                 tracing::info!("the write-ahead log has space again");

@@ -1,0 +1,376 @@
+//! Deliberate damage, one kind a test: every intact record is delivered, and what is lost is counted exactly.
+
+use std::{collections::BTreeSet, fs, io::Write, os::unix::fs::FileExt, path::PathBuf};
+
+use super::*;
+use crate::{
+    ids::WalSeq,
+    wal::record::{HEADER_LEN, MAGIC, check},
+};
+
+const RECORDS: u64 = 400;
+
+fn small(dir: &Path) -> Settings {
+    Settings { max_disk_bytes: 128 << 20, ..settings(dir) }
+}
+
+fn row(seq: u64) -> Vec<u8> {
+    noise(seq, 30_000)
+}
+
+/// A closed log of several sealed generations; record `n` holds `row(n)`.
+async fn filled(dir: &Path) {
+    let Rig { wal, .. } = open(small(dir));
+    for seq in (1..=RECORDS).step_by(8) {
+        let mut chunks = Vec::new();
+        for seq in seq..seq + 8 {
+            let mut packer = Packer::new(Codec::Lz4);
+            packer.push(&row(seq));
+            chunks.append(&mut packer.finish());
+        }
+        let appended = wal.append(Append { chunks, ..append(b"") }).await.unwrap();
+        assert_eq!(appended.first, WalSeq(seq));
+    }
+    wal.close().await.unwrap();
+    assert!(generations(dir).len() >= 3, "{}", generations(dir).len());
+}
+
+/// Sequences of intact records in a file, whatever else is in it.
+fn intact(file: &Path) -> BTreeSet<u64> {
+    let bytes = fs::read(file).unwrap_or_default();
+    memchr::memmem::find_iter(&bytes, &MAGIC).filter_map(|at| check(&bytes[at..]).ok()).map(|(seq, _)| seq).collect()
+}
+
+/// What the folder's generations hold.
+fn all_intact(dir: &Path) -> BTreeSet<u64> {
+    let mut all: BTreeSet<u64> = generations(dir).iter().flat_map(|folder| intact(&folder.join("db"))).collect();
+    all.retain(|seq| *seq <= RECORDS);
+    all
+}
+
+/// Opens the log and reads all of it; gives the sequences, having checked every row.
+async fn delivered(dir: &Path) -> (BTreeSet<u64>, Rig) {
+    let mut rig = open(small(dir));
+    let end = rig.wal.append(append(b"end")).await.unwrap().first;
+    let seqs = read_until(&mut rig.reader, end).await;
+    (seqs, rig)
+}
+
+async fn read_until(reader: &mut Reader, end: WalSeq) -> BTreeSet<u64> {
+    let mut seqs = BTreeSet::new();
+    loop {
+        for record in reader.next(64, 1 << 20).await.unwrap() {
+            if record.seq == end {
+                return seqs;
+            }
+            assert_eq!(rows_of(&record), vec![row(record.seq.0)]);
+            assert!(seqs.last().is_none_or(|last| *last < record.seq.0), "in order");
+            seqs.insert(record.seq.0);
+        }
+    }
+}
+
+/// The log delivers exactly `expected`, counts the rest, stays usable, and does not count it again.
+async fn delivers(dir: &Path, expected: &BTreeSet<u64>, moved_aside: bool) {
+    let (seqs, rig) = delivered(dir).await;
+    assert_eq!(&seqs, expected);
+    assert_eq!(rig.metrics.wal_damaged_records.get(), RECORDS - expected.len() as u64);
+    assert_eq!(dir.join("wal-damaged").exists(), moved_aside);
+    rig.wal.close().await.unwrap();
+    let (again, rig) = delivered_again(dir).await;
+    assert_eq!(&again, expected);
+    assert_eq!(rig.metrics.errors.get_or_create(&crate::metrics::StageLabels { stage: "wal" }).get(), 0);
+    rig.wal.close().await.unwrap();
+}
+
+/// A second reading, past the end mark that the first one appended.
+async fn delivered_again(dir: &Path) -> (BTreeSet<u64>, Rig) {
+    let mut rig = open(small(dir));
+    let end = rig.wal.append(append(b"end")).await.unwrap().first;
+    let mut seqs = BTreeSet::new();
+    let mut last = WalSeq(0);
+    while last < end {
+        for record in rig.reader.next(64, 1 << 20).await.unwrap() {
+            last = record.seq;
+            if rows_of(&record) == vec![row(record.seq.0)] {
+                seqs.insert(record.seq.0);
+            }
+        }
+    }
+    (seqs, rig)
+}
+
+fn flip(file: &Path, at: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+}
+
+fn db(dir: &Path, generation: usize) -> PathBuf {
+    generations(dir)[generation].join("db")
+}
+
+fn everything() -> BTreeSet<u64> {
+    (1..=RECORDS).collect()
+}
+
+#[tokio::test]
+async fn without_damage_everything_is_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    delivers(dir.path(), &everything(), false).await;
+}
+
+#[tokio::test]
+async fn one_flipped_byte_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let length = fs::metadata(db(dir.path(), 1)).unwrap().len();
+    // The header of a segment, a message's header, and all over the file, by a fixed stride that is no power of two.
+    let positions = [0, 4, 13, 20, 24, 25].into_iter().chain((1..12).map(|n| n * 786_433));
+    for at in positions.filter(|at| *at < length) {
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(&dir.path().join("wal"), &copy.path().join("wal"));
+        flip(&db(copy.path(), 1), at);
+        let expected = all_intact(copy.path());
+        assert!(expected.len() as u64 >= RECORDS - 1, "byte {at}: one byte is at most one record");
+        let (seqs, rig) = delivered(copy.path()).await;
+        assert_eq!(seqs, expected, "byte {at}");
+        assert_eq!(rig.metrics.wal_damaged_records.get(), RECORDS - expected.len() as u64, "byte {at}");
+        rig.wal.close().await.unwrap();
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_stretch_in_the_middle() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let file = fs::OpenOptions::new().write(true).open(db(dir.path(), 1)).unwrap();
+    file.write_all_at(&vec![0xA5; 3 << 20], 1 << 20).unwrap();
+    let expected = all_intact(dir.path());
+    assert!(expected.len() as u64 + 10 < RECORDS && !expected.is_empty());
+    delivers(dir.path(), &expected, true).await;
+}
+
+#[tokio::test]
+async fn a_data_file_cut_in_half() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let path = db(dir.path(), 1);
+    let length = fs::metadata(&path).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
+    let expected = all_intact(dir.path());
+    assert!((expected.len() as u64) < RECORDS);
+    delivers(dir.path(), &expected, true).await;
+}
+
+#[tokio::test]
+async fn a_data_file_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    fs::remove_file(db(dir.path(), 1)).unwrap();
+    let expected = all_intact(dir.path());
+    assert!((expected.len() as u64) < RECORDS - 50);
+    delivers(dir.path(), &expected, true).await;
+}
+
+#[tokio::test]
+async fn a_generation_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    fs::remove_dir_all(&generations(dir.path())[1]).unwrap();
+    let expected = all_intact(dir.path());
+    let (seqs, rig) = delivered(dir.path()).await;
+    assert_eq!(seqs, expected);
+    assert_eq!(rig.metrics.wal_damaged_records.get(), RECORDS - expected.len() as u64);
+    rig.wal.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_first_generation_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    fs::remove_dir_all(&generations(dir.path())[0]).unwrap();
+    let expected = all_intact(dir.path());
+    let (seqs, rig) = delivered(dir.path()).await;
+    assert_eq!(seqs, expected);
+    assert_eq!(rig.metrics.wal_damaged_records.get(), RECORDS - expected.len() as u64);
+    rig.wal.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_configuration_file_gone_or_garbled() {
+    for garbled in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let conf = generations(dir.path())[1].join("conf");
+        if garbled {
+            fs::write(&conf, b"garbage in the file").unwrap();
+        } else {
+            fs::remove_file(&conf).unwrap();
+        }
+        delivers(dir.path(), &everything(), true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_gone_or_garbled() {
+    for garbled in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        // A first reading leaves snapshots behind.
+        delivered(dir.path()).await.1.wal.close().await.unwrap();
+        let mut found = 0;
+        for folder in generations(dir.path()) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.file_name().unwrap().to_str().unwrap().starts_with("snap.") {
+                    found += 1;
+                    if garbled {
+                        fs::write(&path, b"garbage in the file").unwrap();
+                    } else {
+                        fs::remove_file(&path).unwrap();
+                    }
+                }
+            }
+        }
+        assert!(found > 0);
+        let (seqs, rig) = delivered_again(dir.path()).await;
+        assert_eq!(seqs, everything());
+        assert_eq!(rig.metrics.wal_damaged_records.get(), 0);
+        rig.wal.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn seals_and_blob_folders_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    for folder in generations(dir.path()) {
+        fs::remove_file(folder.join("SEAL")).unwrap();
+        fs::remove_dir(folder.join("blobs")).unwrap();
+    }
+    delivers(dir.path(), &everything(), false).await;
+}
+
+#[tokio::test]
+async fn marks_gone_cut_or_garbled() {
+    for kind in 0..3 {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let meta = dir.path().join("wal/meta");
+        match kind {
+            0 => fs::remove_file(&meta).unwrap(),
+            1 => fs::File::create(&meta).unwrap().write_all(&[7; 100]).unwrap(),
+            _ => {
+                flip(&meta, 20);
+                flip(&meta, 4096 + 20);
+            }
+        }
+        let (seqs, rig) = delivered(dir.path()).await;
+        assert_eq!(seqs, everything());
+        assert!(rig.wal.stats().next_seq > WalSeq(RECORDS + 1), "no sequence is given out twice");
+        rig.wal.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn damage_in_what_is_done_is_nobodys_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let Rig { wal, .. } = open(small(dir.path()));
+    wal.truncate_through(WalSeq(RECORDS / 2));
+    wal.close().await.unwrap();
+    // Where the first generation's first records are.
+    let first = fs::read(db(dir.path(), 0)).unwrap();
+    let at = memchr::memmem::find(&first, &MAGIC).unwrap() as u64;
+    assert!(check(&first[usize::try_from(at).unwrap()..]).unwrap().0 <= RECORDS / 2);
+    let file = fs::OpenOptions::new().write(true).open(db(dir.path(), 0)).unwrap();
+    file.write_all_at(&[0xA5; 1000], at).unwrap();
+    let (seqs, rig) = delivered(dir.path()).await;
+    assert_eq!(seqs, (RECORDS / 2 + 1..=RECORDS).collect());
+    assert_eq!(rig.metrics.wal_damaged_records.get(), 0);
+    rig.wal.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn damage_that_comes_while_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let mut rig = open(small(dir.path()));
+    let end = rig.wal.append(append(b"end")).await.unwrap().first;
+    assert_eq!(rig.reader.next(1, 1).await.unwrap()[0].seq, WalSeq(1));
+    // The first generation is open now, and most of it not yet read into memory.
+    let path = db(dir.path(), 0);
+    let length = fs::metadata(&path).unwrap().len();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for at in (1..8).map(|n| n * length / 9) {
+        file.write_all_at(&[0xA5; 64], at).unwrap();
+    }
+    let mut expected = all_intact(dir.path());
+    expected.remove(&1);
+    rig.reader.rewind(WalSeq(2));
+    let seqs = read_until(&mut rig.reader, end).await;
+    let lost: BTreeSet<_> = expected.symmetric_difference(&seqs).collect();
+    // What was in the storage engine's memory already may be delivered although its bytes are gone.
+    assert!(lost.iter().all(|seq| seqs.contains(seq)), "missing: {lost:?}");
+    assert!(seqs.len() as u64 + rig.metrics.wal_damaged_records.get() >= RECORDS - 1);
+    rig.wal.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_record_in_an_intact_frame_is_set_aside_and_its_neighbours_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let Rig { wal, .. } = open(small(dir.path()));
+    wal.append(large(1, 3, 100)).await.unwrap();
+    wal.close().await.unwrap();
+    {
+        let config = sled::Config::new().path(&generations(dir.path())[0]).segment_size(8 << 20).flush_every_ms(None);
+        let db = config.open().unwrap();
+        let (key, frame) = db.first().unwrap().unwrap();
+        let mut bytes = frame.to_vec();
+        let second = bytes.len() / 3 + HEADER_LEN + 5;
+        bytes[second] ^= 1;
+        db.insert(key, bytes).unwrap();
+        db.flush().unwrap();
+    }
+    for counted in [1, 0] {
+        let mut rig = open(small(dir.path()));
+        let seqs: Vec<_> = read(&mut rig.reader, 2).await.iter().map(|record| record.seq.0).collect();
+        assert_eq!(seqs, vec![1, 3]);
+        assert_eq!(rig.metrics.wal_damaged_records.get(), counted, "counted once, with its bytes kept");
+        rig.wal.close().await.unwrap();
+    }
+    let kept: Vec<_> =
+        fs::read_dir(dir.path().join("wal-damaged")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 1);
+    assert!(fs::read(&kept[0]).unwrap().starts_with(&MAGIC));
+}
+
+#[tokio::test]
+async fn a_salvage_that_was_interrupted_is_done_again_or_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let folders = generations(dir.path());
+    // Begun: the new folder is half there, the old one still in place.
+    let begun = folders[0].with_extension("salvage");
+    fs::create_dir(&begun).unwrap();
+    fs::write(begun.join("db"), b"half").unwrap();
+    // Done but for the last rename.
+    fs::rename(&folders[1], folders[1].with_extension("salvage")).unwrap();
+    delivers(dir.path(), &everything(), false).await;
+    assert!(!begun.exists());
+}

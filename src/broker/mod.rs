@@ -170,9 +170,7 @@ impl Settings {
         // A new partition is read and written soon after it is made (default: five minutes).
         config.set("topic.metadata.refresh.interval.ms", "30000");
         for (name, value) in &self.properties {
-            if PROTECTED_PROPERTIES.contains(&name.as_str()) {
-                tracing::warn!(property = name, "broker property is set by the engine and cannot be changed");
-            } else {
+            if !PROTECTED_PROPERTIES.contains(&name.as_str()) {
                 config.set(name, value);
             }
         }

@@ -33,10 +33,11 @@ mod state;
 use std::{
     panic::{self, AssertUnwindSafe},
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread,
 };
 
 use rdkafka::{consumer::BaseConsumer, topic_partition_list::TopicPartitionListElem};
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -55,7 +56,8 @@ use crate::{
 /// A consumer group's member as a source of ranges.
 pub struct KafkaSource {
     shared: Arc<Shared>,
-    poller: Option<JoinHandle<()>>,
+    /// Resolves when the polling thread has left the group.
+    left: oneshot::Receiver<()>,
     cancel: CancellationToken,
 }
 
@@ -83,7 +85,7 @@ impl KafkaSource {
             metrics,
             state: parking_lot::Mutex::new(State::default()),
             changed: parking_lot::Condvar::new(),
-            ready: tokio::sync::Notify::new(),
+            ready: Notify::new(),
             gate: parking_lot::Mutex::default(),
         });
         let context = SourceContext { events: ClientEvents::new(status), shared: shared.clone() };
@@ -98,7 +100,8 @@ impl KafkaSource {
             gap_shown_until: None,
             refused: false,
         };
-        let poller = thread::Builder::new()
+        let (tell_left, left) = oneshot::channel();
+        thread::Builder::new()
             .name("source-poll".into())
             .spawn(move || {
                 let committer = thread::Builder::new().name("source-commit".into()).spawn(move || committer.run());
@@ -113,20 +116,22 @@ impl KafkaSource {
                 }
                 // Dropping the consumer leaves the group, on this thread, which serves the last rebalance.
                 drop(poller);
+                if tell_left.send(()).is_err() {
+                    tracing::debug!("the group is left, and nobody waited for it");
+                }
             })
             .map_err(BrokerError::Thread)?;
-        Ok(Self { shared, poller: Some(poller), cancel })
+        Ok(Self { shared, left, cancel })
     }
 
-    /// Leaves the group and waits until it is left. Ranges that are given out and not committed stay recorded: the next
-    /// owner of their partitions gets them first.
+    /// Leaves the group and waits until it is left, for at most [`Settings::drain`]: a broker that is away may keep a
+    /// commit waiting for long. Ranges that are given out and not committed stay recorded: the next owner of their
+    /// partitions gets them first.
     pub async fn close(mut self) {
         self.begin_close();
-        if let Some(poller) = self.poller.take() {
-            let joined = tokio::task::spawn_blocking(move || poller.join()).await;
-            if !matches!(joined, Ok(Ok(()))) {
-                tracing::error!("the polling thread panicked");
-            }
+        let budget = self.shared.settings.drain;
+        if tokio::time::timeout(budget, &mut self.left).await.is_err() {
+            tracing::warn!("the group could not be left in time; the broker will notice that this member is gone");
         }
     }
 

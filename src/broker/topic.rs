@@ -53,6 +53,9 @@ pub(crate) fn watch(
     status: Arc<Status>,
     cancel: CancellationToken,
 ) -> Result<TopicWatch, BrokerError> {
+    for property in settings.refused_properties() {
+        tracing::warn!(property, "this broker property is set by the engine and cannot be changed");
+    }
     let mut config = settings.client_config();
     // A look must never make the topic with the broker's defaults.
     config.set("allow.auto.create.topics", "false");

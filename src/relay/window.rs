@@ -117,9 +117,13 @@ impl Window {
         first
     }
 
-    /// The producer failed. The first reason counts; what follows is its consequence.
+    /// The producer failed. The first reason counts; what follows is its consequence, but may name the message.
     pub(super) fn fail(&self, failure: Failure) {
-        self.inner.lock().failure.get_or_insert(failure);
+        let mut inner = self.inner.lock();
+        let too_large = failure.too_large;
+        let first = inner.failure.get_or_insert(failure);
+        first.too_large = first.too_large.or(too_large);
+        drop(inner);
         self.changed.notify_one();
     }
 
@@ -223,7 +227,7 @@ mod tests {
         let window = Window::new();
         let failure = |reason: &str| Failure { reason: reason.into(), too_large: None };
         window.fail(failure("fatal"));
-        window.fail(failure("purged"));
-        assert_eq!(window.failure(), Some(failure("fatal")));
+        window.fail(Failure { too_large: Some(sent(7)), ..failure("purged") });
+        assert_eq!(window.failure(), Some(Failure { too_large: Some(sent(7)), ..failure("fatal") }));
     }
 }

@@ -115,6 +115,8 @@ impl Worker {
                 End::Cancelled => return Ok(()),
                 End::Read(error) => return Err(RelayError::Read(error)),
                 End::Failed(failure) => {
+                    // Reports that came while it was closed may know more.
+                    let failure = window.failure().unwrap_or(failure);
                     failures = if window.was_acknowledged() { 1 } else { failures.saturating_add(1) };
                     self.start_again(&window, &failure, failures);
                 }

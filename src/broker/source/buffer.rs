@@ -123,12 +123,16 @@ impl Buffer {
         Self { recorded, ..Self::default() }
     }
 
-    /// Adds what was read next.
-    pub(super) fn push(&mut self, piece: Piece, limits: &RangeLimits) {
+    /// Adds what was read next. True when it makes a difference to whoever waits for a range: the range became
+    /// complete, or its age begins to count.
+    pub(super) fn push(&mut self, piece: Piece, limits: &RangeLimits) -> bool {
+        let was_full = self.forming.full;
+        let completes = self.recorded.is_some_and(|last| piece.offset >= last);
         self.rows += piece.rows;
         self.size += piece.size();
         self.pieces.push_back(piece);
         self.extend(limits);
+        completes || self.pieces.len() == 1 || (self.forming.full && !was_full)
     }
 
     pub(super) fn size(&self) -> usize {

@@ -163,10 +163,13 @@ impl Poller {
         if std::mem::take(&mut self.refused) {
             shared.status.clear("reading");
         }
-        if shared.state.lock().push(id, piece, &shared.limits) {
+        let pushed = shared.state.lock().push(id, piece, &shared.limits);
+        if let Some(wake) = pushed {
             shared.metrics.source_messages.inc();
             shared.metrics.source_events.inc_by(rows);
-            shared.changed.notify_all();
+            if wake {
+                shared.changed.notify_all();
+            }
         }
     }
 
@@ -177,6 +180,8 @@ impl Poller {
                 continue;
             }
             let list = self.list(&ids);
+            // For want of memory ranges close early: the committer may have work now.
+            self.shared.changed.notify_all();
             let done = if what == "pause" { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
             if let Err(error) = done {
                 tracing::warn!(error = chain(&error), partitions = ?ids, what, "reading could not be paused or resumed");

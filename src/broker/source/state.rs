@@ -143,16 +143,16 @@ impl State {
         }
     }
 
-    /// Adds what was read. False when it is not wanted: of a partition that is gone, or read again after a seek.
-    pub(super) fn push(&mut self, id: u32, piece: Piece, limits: &RangeLimits) -> bool {
-        let Some(partition) = self.partitions.get_mut(&id) else { return false };
+    /// Adds what was read. `None` when it is not wanted: of a partition that is gone, or read again after an assignment was
+    /// renewed. Otherwise whether the committer has something new to look at.
+    pub(super) fn push(&mut self, id: u32, piece: Piece, limits: &RangeLimits) -> Option<bool> {
+        let partition = self.partitions.get_mut(&id)?;
         if partition.revoked.is_cancelled() || partition.next.is_some_and(|next| piece.offset < next) {
-            return false;
+            return None;
         }
         partition.next = Some(piece.offset + 1);
         self.held += piece.size();
-        partition.buffer.push(piece, limits);
-        true
+        Some(partition.buffer.push(piece, limits))
     }
 
     /// The partition of `range`, if the range is the one under way there.

@@ -29,11 +29,11 @@ fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &Cance
 fn what_was_read_before_is_not_read_twice() {
     let mut state = State::default();
     state.assign([(0, Some(5), None)]);
-    assert!(!state.push(0, letter_piece(4), &LIMITS), "below the committed offset");
-    assert!(state.push(0, letter_piece(5), &LIMITS));
-    assert!(!state.push(0, letter_piece(5), &LIMITS), "read again after a seek");
-    assert!(state.push(0, letter_piece(9), &LIMITS), "offsets may have holes");
-    assert!(!state.push(1, letter_piece(0), &LIMITS), "not assigned");
+    assert!(state.push(0, letter_piece(4), &LIMITS).is_none(), "below the committed offset");
+    assert_eq!(state.push(0, letter_piece(5), &LIMITS), Some(true), "its age begins to count");
+    assert!(state.push(0, letter_piece(5), &LIMITS).is_none(), "read again after a seek");
+    assert_eq!(state.push(0, letter_piece(9), &LIMITS), Some(false), "offsets may have holes");
+    assert!(state.push(1, letter_piece(0), &LIMITS).is_none(), "not assigned");
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_revoke_withdraws_what_nobody_has_and_waits_for_what_somebody_has() {
     assert!(taken.revoked.is_cancelled());
     assert!(!state.is_busy(&[0, 2]));
     assert!(state.is_busy(&[0, 1]));
-    assert!(!state.push(1, letter_piece(2), &LIMITS), "a partition that is going takes nothing in");
+    assert!(state.push(1, letter_piece(2), &LIMITS).is_none(), "a partition that is going takes nothing in");
     state.abandon(&taken);
     assert!(!state.is_busy(&[0, 1, 2]));
     assert!(!state.partitions[&2].revoked.is_cancelled());
@@ -94,8 +94,8 @@ fn memory_is_bounded_and_given_back() {
     let mut state = State::default();
     state.assign([(0, Some(0), None), (1, Some(0), Some(100))]);
     for offset in 0..10 {
-        assert!(state.push(0, letter_piece(offset), &LIMITS));
-        assert!(state.push(1, letter_piece(offset), &LIMITS));
+        assert!(state.push(0, letter_piece(offset), &LIMITS).is_some());
+        assert!(state.push(1, letter_piece(offset), &LIMITS).is_some());
     }
     let held = state.held;
     let (pause, resume) = state.balance(&LIMITS, held);

@@ -208,6 +208,9 @@ impl Settings {
         let mut config = self.client_config();
         let defaults = [
             ("fetch.wait.max.ms", "100"),
+            // A node that died is replaced after this time. Heartbeats come from a thread of their own, so that a busy
+            // node is not taken for a dead one.
+            ("session.timeout.ms", "10000"),
             // What librdkafka reads ahead comes on top of the source's own buffer, so it is kept small, and looked at
             // again soon when it was full.
             ("queued.max.messages.kbytes", "16384"),

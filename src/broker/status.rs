@@ -36,6 +36,11 @@ impl Status {
         self.clear("connection");
     }
 
+    /// Whether the broker answered when it was last looked at.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.contacted.load(Ordering::Relaxed) && !self.observations.lock().contains_key("connection")
+    }
+
     /// Reports `reason` under `topic` until it is cleared or replaced.
     pub(crate) fn set(&self, topic: &'static str, severity: Severity, reason: impl Into<String>) {
         let mut observations = self.observations.lock();
@@ -82,7 +87,9 @@ mod tests {
         status.set("topic", Severity::Degraded, "weak");
         status.set("connection", Severity::Down, "gone");
         assert_eq!(seen(), (State::Down, Some("gone; weak".into())));
+        assert!(!status.is_connected());
         status.contacted();
+        assert!(status.is_connected());
         assert_eq!(seen(), (State::Degraded, Some("weak".into())));
         status.clear("topic");
         assert_eq!(seen(), (State::Up, None));

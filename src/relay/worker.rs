@@ -33,6 +33,10 @@ const READ_BYTES: usize = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Without any acknowledgement for this long, while messages wait, the broker counts as down.
 const SILENCE: Duration = Duration::from_secs(10);
+/// Without any for this long, while the broker answers other requests, the producer is replaced: a broker that lost its
+/// memory of a producer can refuse everything from it in a way that librdkafka repeats for ever. Doubles, up to 32 times,
+/// with every producer that changes nothing, because the cause may be the broker's (too few replicas in sync).
+const STALLED: Duration = Duration::from_secs(15);
 /// Pauses between a failed producer and the next: doubling from the first to the last, and jittered.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
@@ -77,6 +81,8 @@ pub(super) struct Worker {
     /// The first record that was read and not handed over wholly.
     unsent: Option<WalSeq>,
     lag: Lag,
+    /// How long this producer may go without an acknowledgement before it is replaced.
+    stalled_after: Duration,
     raw: Vec<u8>,
 }
 
@@ -93,6 +99,7 @@ impl Worker {
             lettered: BTreeSet::new(),
             unsent: None,
             lag: Lag::default(),
+            stalled_after: STALLED,
             raw: Vec::new(),
         })
     }
@@ -105,6 +112,7 @@ impl Worker {
             let Relay { settings, status, metrics, .. } = &self.relay;
             let producer =
                 Producer::new(settings, status.clone(), window.clone(), metrics.clone()).map_err(RelayError::Broker)?;
+            self.stalled_after = STALLED.saturating_mul(1 << failures.min(5));
             let end = self.produce(&producer, &window);
             if matches!(end, End::Cancelled) {
                 self.drain(&window);
@@ -327,6 +335,9 @@ impl Worker {
             self.relay.status.clear("deliveries");
         } else {
             let reason = format!("{messages} messages wait, and the broker acknowledges none");
+            if silence >= self.stalled_after && self.relay.status.is_connected() {
+                window.fail(Failure { reason: reason.clone(), too_large: None });
+            }
             self.relay.status.set("deliveries", Severity::Down, reason);
         }
     }

@@ -44,8 +44,8 @@ fn an_event_goes_through_the_broker_into_clickhouse() {
     );
     assert!(clickhouse.number("SELECT uniqExact(partition) FROM overwatch.events") > 1);
     assert_eq!(clickhouse.number("SELECT uniqExact(wal_seq, wal_ordinal) FROM overwatch.events"), 300);
-    assert_eq!(clickhouse.query("SELECT sum(events) FROM overwatch.events_per_minute"), "300");
-    assert_eq!(clickhouse.query("SELECT sum(views) FROM overwatch.page_views_daily"), "300");
+    clickhouse.wait_for("SELECT sum(events) FROM overwatch.events_per_minute", "300");
+    clickhouse.wait_for("SELECT sum(views) FROM overwatch.page_views_daily", "300");
     eventually("the log lets go of what the broker has", || engine.metric("ingestion_wal_records") == 0);
     for component in ["wal", "relay", "clickhouse", "sink"] {
         eventually(component, || engine.component(component)["state"] == "up");

@@ -117,7 +117,7 @@ fn a_second_process_on_the_path_is_refused_and_told_who_has_it() {
     let output = Command::new(PROGRAM).args(["clickhouse", "--port", "0", "--path"]).arg(&path).output().unwrap();
     assert!(!output.status.success());
     let log = String::from_utf8_lossy(&output.stderr);
-    assert!(log.contains(&format!("process {}", first.process.id())), "{log}");
+    assert!(log.contains(&format!("pid {}", first.process.id())), "{log}");
     assert_eq!(first.run("SELECT 1"), "1\n");
 }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 #[derive(Debug, Deserialize)]
 struct Line {
     level: String,
+    #[serde(flatten)]
     fields: BTreeMap<String, Value>,
 }
 
@@ -20,7 +21,9 @@ impl Line {
             Some(other) => other.to_string(),
             None => String::new(),
         };
-        for (name, value) in self.fields {
+        // This process's log has a time and a target of its own.
+        let fields = self.fields.into_iter().filter(|(name, _)| !matches!(name.as_str(), "timestamp" | "target"));
+        for (name, value) in fields {
             text.extend([" ", &name, "=", &value.to_string()]);
         }
         text
@@ -49,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_structured_line_keeps_its_fields() {
-        let line = r#"{"timestamp":"t","level":"WARN","fields":{"message":"slow","ms":7},"target":"x"}"#;
+        let line = r#"{"timestamp":"t","level":"WARN","message":"slow","ms":7,"target":"x"}"#;
         let line: Line = serde_json::from_str(line).unwrap();
         assert_eq!(line.level, "WARN");
         assert_eq!(line.text(), "slow ms=7");

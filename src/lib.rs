@@ -38,6 +38,7 @@ pub mod clickhouse;
 pub mod cli;
 pub mod config;
 pub mod dead_letters;
+pub mod error_chain;
 pub mod folder_lock;
 pub mod health;
 pub mod ids;

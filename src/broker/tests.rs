@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use crate::error_chain::chain;
 
 #[test]
 fn properties_pass_through_except_those_that_guarantees_need() {

@@ -16,7 +16,8 @@ use rdkafka::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{BrokerError, ClientEvents, MESSAGE_OVERHEAD, Settings, Severity, Status, chain};
+use super::{BrokerError, ClientEvents, MESSAGE_OVERHEAD, Settings, Severity, Status};
+use crate::error_chain::chain;
 
 /// How often a topic that is as it should be is looked at: one small request, and how soon a frozen broker shows.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -2,9 +2,9 @@
 //!
 //! The client library hands on the server's text (`Code: 60. DB::Exception: ...`), so that is what is read here.
 
-use std::error::Error as _;
-
 use thiserror::Error;
+
+use crate::error_chain::chain;
 
 /// Longest summary, in bytes: it is shown in `/health` and in every log line about the error.
 const SUMMARY_BYTES: usize = 400;
@@ -93,7 +93,7 @@ impl From<clickhouse::error::Error> for QueryError {
     fn from(source: clickhouse::error::Error) -> Self {
         let text = match &source {
             clickhouse::error::Error::BadResponse(text) => text.clone(),
-            other => with_causes(other),
+            other => chain(other),
         };
         let code = code(&text);
         Self { kind: classify(code, &text), code, summary: summarize(&text), source }
@@ -134,21 +134,6 @@ fn summarize(text: &str) -> String {
     }
     let end = (0..=SUMMARY_BYTES).rev().find(|&at| line.is_char_boundary(at)).unwrap_or(0);
     format!("{}...", line.get(..end).unwrap_or_default())
-}
-
-/// The error and its causes in one line; a cause whose text the level above repeats is left out.
-fn with_causes(error: &clickhouse::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

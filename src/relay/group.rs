@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    broker::{MESSAGE_OVERHEAD, chain, partitioner},
+    broker::{MESSAGE_OVERHEAD, partitioner},
+    error_chain::chain,
     row::{self, Origin},
 };
 

@@ -19,8 +19,9 @@ use super::{
     window::{Failure, Run, Window},
 };
 use crate::{
-    broker::{self, BrokerError, Severity, TopicWatch, chain},
+    broker::{self, BrokerError, Severity, TopicWatch},
     dead_letters::DeadLetter,
+    error_chain::chain,
     ids::WalSeq,
     row::Origin,
     wal::{self, ReadError, Record},

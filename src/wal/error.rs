@@ -170,15 +170,3 @@ impl StoreError {
         full.then(|| io::Error::new(source.kind(), source.to_string()))
     }
 }
-
-/// Everything that `error` says, its sources included.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

@@ -173,7 +173,7 @@ fn read_generations(
         Err(error) => {
             tracing::error!(
                 generation = generation.ordinal,
-                error = super::error::chain(&error),
+                error = crate::error_chain::chain(&error),
                 "reading the write-ahead log failed"
             );
             return Ok(DiskRead { records: Vec::new(), next: from, suspect: Some(generation) });

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Settings, Stats,
     disk::Device,
-    error::{AppendError, StoreError, chain},
+    error::{AppendError, StoreError},
     generation::{Engine, Generation, ends, open_engine},
     record::Damage,
     salvage::{Salvaged, salvage},
@@ -26,6 +26,7 @@ use super::{
     verify,
 };
 use crate::{
+    error_chain::chain,
     health::Component,
     ids::{WalId, WalSeq},
     metrics::Metrics,

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     Append, Appended, Durability,
     disk::Point,
-    error::{AppendError, CloseError, StoreError, chain},
+    error::{AppendError, CloseError, StoreError},
     frames::Frames,
     generation::{Active, Generation, guarded},
     housekeeper::Housekeeper,
@@ -24,7 +24,7 @@ use super::{
     recover::RESERVATION,
     shared::{Progress, Shared},
 };
-use crate::folder_lock::FolderLock;
+use crate::{error_chain::chain, folder_lock::FolderLock};
 
 /// A commit takes no more than this (but always one append): it bounds the wait of the first one in it.
 const COMMIT_BYTES: usize = 4 << 20;

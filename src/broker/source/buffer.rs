@@ -57,14 +57,14 @@ impl Piece {
             let (event, origin) = match row::read_json(line) {
                 Ok(parts) => parts,
                 Err(error) => {
-                    letter(super::super::chain(&error));
+                    letter(crate::error_chain::chain(&error));
                     continue;
                 }
             };
             encoded.clear();
             row::encode(&event, &mut encoded);
             if let Err(error) = row::write_insert_row(&encoded, &origin, &position, &mut piece.body) {
-                letter(super::super::chain(&error));
+                letter(crate::error_chain::chain(&error));
                 continue;
             }
             piece.rows += 1;

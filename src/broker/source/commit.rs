@@ -23,8 +23,9 @@ use super::{
     state::{Shared, Stage, State},
 };
 use crate::{
-    broker::{Severity, chain},
+    broker::Severity,
     dead_letters::DeadLetter,
+    error_chain::chain,
     sink::source::{Range, RangeId},
 };
 

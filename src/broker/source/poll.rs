@@ -15,7 +15,10 @@ use rdkafka::{
 };
 
 use super::{buffer::Piece, marker, state::Shared};
-use crate::broker::{ClientEvents, Severity, TopicWatch, chain};
+use crate::{
+    broker::{ClientEvents, Severity, TopicWatch},
+    error_chain::chain,
+};
 
 /// How long one poll waits: the longest that a paused partition waits to be read again.
 const POLL: Duration = Duration::from_millis(50);

@@ -19,7 +19,10 @@ use super::{
     facade::{self, Facade},
     handshake::{Message, NONCE_VARIABLE},
 };
-use crate::folder_lock::{FolderLock, LockError};
+use crate::{
+    error_chain::chain,
+    folder_lock::{FolderLock, LockError},
+};
 
 /// How long a predecessor on the same path may take to exit.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -182,7 +185,7 @@ pub fn run(settings: ChildSettings) -> Result<(), ChildError> {
     let reports = settings.watch_parent;
     let result = start(settings);
     if reports && let Err(error) = &result {
-        report(&Message::Failed { reason: with_sources(error) });
+        report(&Message::Failed { reason: chain(error) });
     }
     result
 }
@@ -367,10 +370,4 @@ fn cached_library() -> Result<PathBuf, ChildError> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
     Ok(cache.ok_or(ChildError::NoCacheFolder)?.join(LIBRARY))
-}
-
-/// An error and its causes in one line.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

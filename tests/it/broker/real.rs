@@ -101,6 +101,20 @@ async fn a_broker_that_was_killed_is_gone_on_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_forgot_its_producer_in_a_quiet_moment_is_gone_on_with() {
+    let mut broker = Tansu::start();
+    let (mut log, relay) = Log::relayed(settings(&broker.brokers(), 4));
+    log.append(50, 20, 100).await;
+    eventually("all is acknowledged", || log.is_drained()).await;
+    // With nothing in flight librdkafka takes the refusals that follow for passing ones, and would repeat for ever.
+    broker.kill_and_restart();
+    log.append(50, 20, 100).await;
+    eventually("all is acknowledged", || log.is_drained()).await;
+    eventually("health clears", || log.state("broker").0 == State::Up).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_cut_in_mid_flight_loses_nothing() {
     let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let proxy = Proxy::start(listen);

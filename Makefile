@@ -45,7 +45,7 @@ lint: setup-system ## Formatting and lints, as CI runs them
 
 .PHONY: bench-load
 bench-load: setup-test ## Send a million events to an engine that this starts, and check that every one is stored once (KIND=broker)
-	@cargo build --release --locked
+	@cargo build --release --locked --workspace
 	benches/run-load.sh $(or $(KIND),embedded)
 
 .PHONY: setup

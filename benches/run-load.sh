@@ -3,7 +3,7 @@
 #
 #   benches/run-load.sh [embedded|broker] [arguments of the load generator, see --help]
 #
-# Everything is on loopback and ends with this script. RELEASE build: `cargo build --release` first (`make bench-load`).
+# Everything is on loopback and ends with this script. Needs `cargo build --release --workspace` (`make bench-load`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +23,7 @@ free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1
 api=$(free_port)
 clickhouse=$(free_port)
 
-cargo bench --quiet --bench load -- --url "http://127.0.0.1:$api" --tenant-config "$home/engine.toml" --write-tenant-config
+target/release/load --url "http://127.0.0.1:$api" --tenant-config "$home/engine.toml" --write-tenant-config
 export INGESTION_HOST=127.0.0.1 INGESTION_PORT=$api INGESTION_SERVER_ADMIN_LISTEN="" INGESTION_DATA_DIR=$home/data
 export INGESTION_CLICKHOUSE_EMBEDDED_PORT=$clickhouse INGESTION_LOG_LEVEL=warn
 # The load is larger than what a tenant may send by default.
@@ -47,5 +47,5 @@ until curl -fsS "http://127.0.0.1:$api/health" 2>/dev/null | grep -q '"sink":{"s
     sleep 0.2
 done
 
-cargo bench --quiet --bench load -- --url "http://127.0.0.1:$api" --tenant-config "$home/engine.toml" \
+target/release/load --url "http://127.0.0.1:$api" --tenant-config "$home/engine.toml" \
     --verify "http://127.0.0.1:$clickhouse" --engine-pid "$engine" "$@"

@@ -1,9 +1,9 @@
 //! A load generator for the engine, which checks afterwards that nothing was lost and nothing came twice.
 //!
 //! ```text
-//! cargo bench --bench load -- --tenant-config load.toml --write-tenant-config
+//! cargo run --release -p load -- --tenant-config load.toml --write-tenant-config
 //! ingestion-engine --config load.toml
-//! cargo bench --bench load -- --url http://127.0.0.1:8080 --events 1000000 --verify http://127.0.0.1:8123
+//! cargo run --release -p load -- --url http://127.0.0.1:8080 --events 1000000 --verify http://127.0.0.1:8123
 //! ```
 //! Bodies are prepared before the clock runs (`body`); connections send them and remember what was acknowledged
 //! (`client`); `verify` asks ClickHouse for every single id; `stats` reports. It runs on one thread by default, because it
@@ -98,9 +98,6 @@ struct Options {
     /// Writes the file of --tenant-config and does nothing else
     #[arg(long, requires = "tenant_config")]
     write_tenant_config: bool,
-    /// Given by `cargo bench`
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -110,11 +107,7 @@ fn main() -> anyhow::Result<ExitCode> {
             .with_context(|| format!("cannot write {}", path.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(url) = options.url.clone() else {
-        // A plain `cargo bench` runs every benchmark, and there may be no engine.
-        println!("load: nothing to do without --url http://host:port (see --help)");
-        return Ok(ExitCode::SUCCESS);
-    };
+    let url = options.url.clone().context("say where the engine is: --url http://host:port (see --help)")?;
     let mut runtime = match options.threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),

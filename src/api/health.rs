@@ -16,21 +16,23 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::health::{Health, Report, State as ComponentState};
+use crate::{
+    health::{Health, Report, State as ComponentState},
+    wal::Durability,
+};
 
 /// Whether this node can do its role's work now, or why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// What the probes of one node report.
 #[derive(Clone)]
-pub(super) struct Probe {
-    health: Health,
-    readiness: Readiness,
-}
-
-impl Probe {
-    pub fn new(health: Health, readiness: Readiness) -> Self {
-        Self { health, readiness }
-    }
+pub struct Probe {
+    /// Every component.
+    pub health: Health,
+    /// Whether this node can do its role's work.
+    pub readiness: Readiness,
+    /// What a 2xx of this node means; absent on a node that gives none.
+    pub durability: Option<Durability>,
 }
 
 #[derive(Serialize)]
@@ -38,6 +40,9 @@ struct Answer {
     /// `up`, `degraded` (works, somebody should look) or `down` (not ready).
     status: ComponentState,
     ready: bool,
+    /// `fsync`: a 2xx means on disk. `os`: in the page cache, by the operator's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    durability: Option<&'static str>,
     version: &'static str,
     components: BTreeMap<&'static str, Report>,
 }
@@ -51,7 +56,9 @@ pub(super) async fn health(State(probe): State<Probe>) -> Response {
         (true, false) => (ComponentState::Degraded, StatusCode::OK),
         (true, true) => (ComponentState::Up, StatusCode::OK),
     };
-    (code, Json(Answer { status, ready, version: env!("CARGO_PKG_VERSION"), components })).into_response()
+    let durability = probe.durability.map(Durability::as_str);
+    let version = env!("CARGO_PKG_VERSION");
+    (code, Json(Answer { status, ready, durability, version, components })).into_response()
 }
 
 pub(super) async fn ready(State(probe): State<Probe>) -> Response {

@@ -87,21 +87,21 @@ async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result
     let encoding = Encoding::of(headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes), &received)
         .map_err(ApiError::Encoding)?;
     let received_at_ms = Timestamp::now().as_millisecond();
-    let sorted = if received.len() > OFFLOAD_ABOVE || encoding != Encoding::Identity {
+    // What is reserved stays so until the events are on disk: a disk that stalls must not gather bodies without bound.
+    let (sorted, held) = if received.len() > OFFLOAD_ABOVE || encoding != Encoding::Identity {
         let (api, tenant) = (api.clone(), Arc::clone(&tenant));
         let sort = move || {
             let sorted = api.inner.sort(&tenant, encoding, received, received_at_ms, &mut held);
-            // Held until the body itself is gone.
-            drop(held);
-            sorted
+            (sorted, held)
         };
         tokio::task::spawn_blocking(sort).await.map_err(|panic| {
             tracing::error!(%panic, "reading a request failed");
             ApiError::Internal
-        })??
+        })?
     } else {
-        inner.sort(&tenant, encoding, received, received_at_ms, &mut held)?
+        (inner.sort(&tenant, encoding, received, received_at_ms, &mut held), held)
     };
+    let sorted = sorted?;
 
     inner.count_rejected(&sorted.rejected);
     if sorted.accepted == 0 {
@@ -109,6 +109,7 @@ async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result
     }
     let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks };
     inner.wal.append(append).await.map_err(ApiError::Wal)?;
+    drop(held);
 
     inner.accepted.inc_by(sorted.accepted as u64);
     let elapsed = started.elapsed();
@@ -121,7 +122,7 @@ async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result
         ingest_latency_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         durability: match inner.wal.durability() {
             Durability::Fsync => None,
-            Durability::Os => Some("os"),
+            Durability::Os => Some(Durability::Os.as_str()),
         },
         errors: &sorted.rejected,
     };

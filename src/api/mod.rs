@@ -31,12 +31,11 @@ use axum::{
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 pub use error::{ApiError, RejectedEvent};
-pub use health::Readiness;
+pub use health::{Probe, Readiness};
 pub use server::{Server, ServerSettings};
 
 use self::budget::Budget;
 use crate::{
-    health::Health,
     metrics::{Metrics, OutcomeLabels, RequestLabels},
     tenants::Tenants,
     wal::{Codec, Wal},
@@ -89,12 +88,12 @@ impl Api {
     }
 
     /// The public routes.
-    pub fn router(self, health: &Health, readiness: Readiness) -> Router {
+    pub fn router(self, probe: Probe) -> Router {
         let metrics = Arc::clone(&self.inner.metrics);
         Router::new()
             .route("/ingest", post(ingest::ingest))
             .with_state(self)
-            .merge(health_router(health, readiness))
+            .merge(health_router(probe))
             .fallback(|| async { ApiError::NotFound })
             .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
             .layer(cors())
@@ -103,12 +102,12 @@ impl Api {
 }
 
 /// `/health` and its probes: on the public port of an API node, and on the admin port of every node.
-pub fn health_router(health: &Health, readiness: Readiness) -> Router {
+pub fn health_router(probe: Probe) -> Router {
     Router::new()
         .route("/health", get(health::health))
         .route("/health/ready", get(health::ready))
         .route("/health/live", get(health::live))
-        .with_state(health::Probe::new(health.clone(), readiness))
+        .with_state(probe)
 }
 
 /// The routes for operators: on a port of their own in production.

@@ -24,22 +24,26 @@ impl Front {
     /// Binds and serves. A node without the API role serves its health and metrics only.
     pub async fn start(common: &Common, wal: Option<&Wal>) -> Result<Self> {
         let config = &common.config;
-        let readiness = readiness(common, wal);
+        let probe = api::Probe {
+            health: common.health.clone(),
+            readiness: readiness(common, wal),
+            durability: wal.map(Wal::durability),
+        };
         let mut public = match wal {
             Some(wal) => {
                 let tenants = settings::tenants(config)?;
                 let codec = settings::codec(config);
                 Api::new(settings::limits(config), tenants, wal.clone(), codec, Arc::clone(&common.metrics))
-                    .router(&common.health, Arc::clone(&readiness))
+                    .router(probe.clone())
             }
-            None => api::health_router(&common.health, Arc::clone(&readiness)),
+            None => api::health_router(probe.clone()),
         };
 
         let mut front = Self { servers: Vec::new(), stop: CancellationToken::new() };
         let admin = api::admin_router(Arc::clone(&common.metrics));
         match config.server.admin_listen {
             Some(address) => {
-                let router = admin.merge(api::health_router(&common.health, readiness));
+                let router = admin.merge(api::health_router(probe));
                 front.serve(common, "admin", &address.ip().to_string(), address.port(), router).await?;
             }
             None => public = public.merge(admin),

@@ -104,6 +104,16 @@ pub enum Durability {
     Os,
 }
 
+impl Durability {
+    /// As it is configured and shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fsync => "fsync",
+            Self::Os => "os",
+        }
+    }
+}
+
 /// How a log is opened.
 #[derive(Clone, Debug)]
 pub struct Settings {

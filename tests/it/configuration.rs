@@ -83,6 +83,7 @@ fn health_says_what_is_up_and_metrics_count() {
     let engine = Setup::new(home.path()).start();
     eventually("all components are up", || engine.get("/health").json()["status"] == "up");
     let health = engine.get("/health").json();
+    assert_eq!(health["durability"], "fsync");
     for component in ["wal", "clickhouse", "sink"] {
         assert_eq!(health["components"][component]["state"], "up", "{health}");
         assert!(health["components"][component]["since"].is_string(), "{health}");
@@ -90,6 +91,14 @@ fn health_says_what_is_up_and_metrics_count() {
     assert_eq!((engine.get("/health/live").status, engine.get("/health/ready").status), (200, 200));
     assert!(engine.metric("ingestion_requests_total{route=\"/health\",status=\"200\"}") >= 2);
     assert_eq!(engine.metric("ingestion_clickhouse_starts_total"), 1);
+}
+
+#[test]
+fn a_weaker_durability_is_shown_in_every_answer() {
+    let home = tempfile::tempdir().unwrap();
+    let engine = Setup::new(home.path()).env("INGESTION_WAL_DURABILITY", "os").start();
+    assert_eq!(engine.get("/health").json()["durability"], "os");
+    assert_eq!(engine.ingest(r#"{"type":"custom","name":"n"}"#).json()["durability"], "os");
 }
 
 #[test]

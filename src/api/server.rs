@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 /// How a server treats its connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerSettings {
-    /// How long a client may take to send a request's head.
+    /// From the connection, or the answer before, to the end of a request's head.
     pub header_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub shutdown: Duration,
@@ -50,9 +50,10 @@ impl Server {
     /// Serves `router` until `stop`; then takes no more connections, lets requests in flight finish within the budget,
     /// and returns how many connections it had to cut.
     pub async fn run(self, router: Router, stop: CancellationToken) -> usize {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        // HTTP/1.1 only: what SDKs and load balancers speak to a backend. Telling HTTP/2 apart would wait, without a
+        // bound, for the first bytes of a connection that may never send any.
+        let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
         builder.http1().timer(TokioTimer::new()).header_read_timeout(self.settings.header_timeout);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
         let connections = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {

@@ -148,12 +148,13 @@ mod tests {
     fn the_embedded_engine_takes_its_arguments() {
         let all = ["clickhouse", "--path", "d", "--port", "0", "--library", "l.so", "--port-file", "p"];
         let Command::Clickhouse(arguments) = run(&all).unwrap().action() else { panic!("another subcommand") };
-        assert_eq!((arguments.path, arguments.port), (PathBuf::from("d"), 0));
+        assert_eq!((arguments.path, arguments.port), (Some("d".into()), Some(0)));
         assert_eq!((arguments.library, arguments.port_file), (Some("l.so".into()), Some("p".into())));
-        let Command::Clickhouse(defaults) = run(&["clickhouse"]).unwrap().action() else {
+        let Command::Clickhouse(given) = run(&["clickhouse", "--port", "7"]).unwrap().action() else {
             panic!("another subcommand")
         };
-        assert_eq!((defaults.path, defaults.port, defaults.library), (PathBuf::from("data/clickhouse"), 8123, None));
+        let settings = given.settings("data/clickhouse".into(), 8123, None);
+        assert_eq!((settings.path, settings.port, settings.library), (PathBuf::from("data/clickhouse"), 7, None));
     }
 
     #[test]

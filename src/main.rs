@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 use anyhow::{Context, Result};
 use ingestion_engine::{
     cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE},
-    clickhouse::embedded,
-    config::Config,
+    clickhouse::{self, embedded::ChildArgs},
+    config::{Config, LogFormat},
     logging,
     serve::{self, Purpose},
 };
@@ -19,8 +19,10 @@ fn main() -> ExitCode {
         Err(words) => return words.print(),
     };
     let action = cli.action();
-    if let Command::Clickhouse(arguments) = action {
-        return clickhouse(arguments);
+    if let Command::Clickhouse(arguments) = &action
+        && arguments.watch_parent
+    {
+        return child(arguments.clone());
     }
 
     let config = match load(&cli) {
@@ -35,7 +37,11 @@ fn main() -> ExitCode {
             print!("{}", config.effective());
             Ok(())
         }
-        Command::Clickhouse(_) => Ok(()),
+        Command::Clickhouse(arguments) => {
+            let (path, embedded) = (config.clickhouse_path(), &config.clickhouse.embedded);
+            let settings = arguments.settings(path, embedded.port, embedded.library.clone());
+            clickhouse::embedded::run(settings).map_err(Into::into)
+        }
     };
     finish(result)
 }
@@ -94,13 +100,14 @@ fn stop_on_signal(stop: CancellationToken) -> Result<()> {
     Ok(())
 }
 
-/// The subcommand that `serve` starts as its child. It has no configuration; its parent logs what it prints.
-fn clickhouse(arguments: embedded::ChildArgs) -> ExitCode {
-    if let Err(error) = logging::init("info", ingestion_engine::config::LogFormat::Auto) {
+/// The `clickhouse` subcommand as `serve` starts it: everything is on its command line, and its parent logs what it
+/// prints.
+fn child(arguments: ChildArgs) -> ExitCode {
+    if let Err(error) = logging::init("info", LogFormat::Json) {
         eprintln!("error: {error}");
         return ExitCode::from(EXIT_USAGE);
     }
-    finish(embedded::run(arguments.into()).map_err(Into::into))
+    finish(clickhouse::embedded::run(arguments.settings("data/clickhouse".into(), 0, None)).map_err(Into::into))
 }
 
 fn finish(result: Result<()>) -> ExitCode {

@@ -126,7 +126,7 @@ catalogue! {
     sink_inserts: Counter = Counter::default();
     /// Duration of an insert, retries apart.
     sink_insert: Histogram [Unit::Seconds] = latency_histogram();
-    /// Age of the oldest row of the last stored range when it was stored: received to queryable.
+    /// Age of the oldest row that was read and is not stored yet; 0 when none is.
     sink_lag: Gauge<f64, std::sync::atomic::AtomicU64> [Unit::Seconds] = Gauge::default();
     /// Rows read and not yet stored.
     sink_pending_rows: Gauge = Gauge::default();

@@ -46,16 +46,18 @@ async fn collect(body: &mut Body, limit: usize, held: &mut Reservation) -> Resul
     Ok(only.unwrap_or_else(|| joined.freeze()))
 }
 
-/// Most bytes and time that are spent on a body whose request is refused already.
+/// Most bytes and time that are spent on a body whose request is refused already, and the longest wait for its next
+/// piece: a client that does not send is answered at once.
 const DISCARD_BYTES: usize = 64 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(10);
+const DISCARD_PAUSE: Duration = Duration::from_millis(500);
 
 /// Takes what the client still sends and forgets it. A client that is answered while it sends, and then finds its
 /// connection closed, often sees only the broken connection and not the answer; most of them then send it all again.
 pub(super) async fn discard(body: &mut Body) {
     let rest = async {
         let mut length = 0;
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout(DISCARD_PAUSE, body.frame()).await {
             length += frame.data_ref().map_or(0, Bytes::len);
             if length > DISCARD_BYTES {
                 break;

@@ -62,8 +62,10 @@ pub(super) async fn ingest(
         .await
         .unwrap_or(Err(ApiError::Timeout { limit }));
     // A client that waits for "100 Continue" has not begun to send, and is not to be asked to.
-    if answer.is_err() && !headers.contains_key(header::EXPECT) {
-        body::discard(&mut request_body).await;
+    match &answer {
+        Ok(_) | Err(ApiError::Timeout { .. }) => {}
+        Err(_) if headers.contains_key(header::EXPECT) => {}
+        Err(_) => body::discard(&mut request_body).await,
     }
     answer
 }

@@ -1,6 +1,6 @@
 //! Waiting for the log to become empty.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     health::{Health, State},
@@ -10,9 +10,21 @@ use crate::{
 /// How often an ending node looks at its log: often enough not to be felt, seldom enough to cost nothing.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How often a drain that takes long says how far it is.
+const SAY: Duration = Duration::from_secs(10);
+
 /// Resolves once the log holds no record.
 pub(super) async fn emptied(wal: &Wal) {
-    while wal.stats().records > 0 {
+    let mut said = Instant::now();
+    loop {
+        let records = wal.stats().records;
+        if records == 0 {
+            return;
+        }
+        if said.elapsed() >= SAY {
+            said = Instant::now();
+            tracing::info!(records, "the write-ahead log is not empty yet");
+        }
         tokio::time::sleep(LOOK).await;
     }
 }

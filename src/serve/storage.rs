@@ -1,6 +1,6 @@
 //! From a source into ClickHouse: the engine's own child if there is no server, the tables, the source, the sink.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use crate::{
         wait_and_migrate,
     },
     config::{Config, Migrate},
+    error_chain::chain,
     health::{Component, Health},
     metrics::Metrics,
     sink::{Sink, wal_source::WalSource},
@@ -53,11 +54,19 @@ async fn store(
         migrated => migrated.context("bringing ClickHouse's tables up to date")?,
     }
 
+    // The child is watched by its supervisor; a server is asked, or its outage would show only once an insert gave up.
+    let _watching = child.is_none().then(|| {
+        let watching = stop.child_token();
+        tokio::spawn(watch(client.clone(), health, watching.clone()));
+        watching.drop_guard()
+    });
     let (settings, metrics) = (settings::sink(config), Arc::clone(&common.metrics));
     let limits = settings::range_limits(config);
     if let Some(OpenLog { wal, reader }) = log {
-        let source = WalSource::open(wal, reader, limits, common.dead_letters.clone(), Arc::clone(&metrics))
-            .context("reading the write-ahead log")?;
+        let source_health = common.health.component("source");
+        let source =
+            WalSource::open(wal, reader, limits, common.dead_letters.clone(), source_health, Arc::clone(&metrics))
+                .context("reading the write-ahead log")?;
         Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
     } else {
         let source = KafkaSource::new(
@@ -73,12 +82,33 @@ async fn store(
     Ok(())
 }
 
+/// How often a ClickHouse server is asked whether it is there: one SELECT 1.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
+
+/// Asks a server from time to time whether it is there, and tells health.
+async fn watch(client: Client, health: Component, stop: CancellationToken) {
+    let asking = async {
+        loop {
+            match client.ping().await {
+                Ok(()) => health.up(),
+                Err(error) => health.down(format!("ClickHouse cannot be reached: {}", chain(&error))),
+            }
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+    };
+    // It ends with its node and in no other way.
+    stop.run_until_cancelled(asking).await;
+}
+
 /// Creates and changes the tables, then returns: the `migrate` subcommand.
 ///
 /// # Errors
 /// ClickHouse's, at once: whoever runs this waits for an answer.
 pub async fn migrate(config: Config) -> Result<()> {
     let health = Health::default().component("clickhouse");
+    if config.clickhouse.url.is_none() {
+        tracing::info!(path = %config.clickhouse_path().display(), "opening the embedded ClickHouse");
+    }
     let child = start_embedded(&config, health, Arc::new(Metrics::new())).await?;
     let migrated = async {
         let (_, migrator) = client(&config, child.as_ref())?;

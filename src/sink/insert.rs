@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use rand::Rng as _;
 use thiserror::Error;
 use tokio::time::Instant;
@@ -132,8 +131,6 @@ impl Inserter {
         self.metrics.sink_rows.inc_by(range.rows as u64);
         self.metrics.sink_inserts.inc();
         self.metrics.sink_insert.observe(took.as_secs_f64());
-        let lag = Timestamp::now().as_millisecond().saturating_sub(range.oldest_received_at_ms);
-        self.metrics.sink_lag.set(Duration::from_millis(u64::try_from(lag).unwrap_or(0)).as_secs_f64());
     }
 }
 

@@ -22,6 +22,7 @@ pub mod wal_source;
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use thiserror::Error;
 use tokio::{
     task::{JoinError, JoinSet},
@@ -32,7 +33,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{clickhouse::Client, health::Component, metrics::Metrics};
 use insert::{Inserter, Outcome};
 use report::Report;
-use source::{Range, Source, SourceError};
+use source::{Range, RangeId, Source, SourceError};
+
+/// How often the lag is measured: about as often as anybody reads it.
+const MEASURE_LAG: Duration = Duration::from_secs(1);
 
 /// How the sink works.
 #[derive(Clone, Debug)]
@@ -78,6 +82,8 @@ pub struct Sink<S> {
     settings: Settings,
     metrics: Arc<Metrics>,
     report: Report,
+    /// The ranges that are being inserted, and when the oldest row of each was accepted.
+    pending: Vec<(RangeId, i64)>,
 }
 
 impl<S: Source> Sink<S> {
@@ -85,7 +91,7 @@ impl<S: Source> Sink<S> {
     pub fn new(source: S, client: Client, settings: Settings, health: Component, metrics: Arc<Metrics>) -> Self {
         let report = Report::new(health, client.database());
         let inserter = Inserter::new(client, settings.clone(), report.clone(), metrics.clone());
-        Self { source, inserter: Arc::new(inserter), settings, metrics, report }
+        Self { source, inserter: Arc::new(inserter), settings, metrics, report, pending: Vec::new() }
     }
 
     /// Works until `cancel`, then finishes what is running.
@@ -96,10 +102,12 @@ impl<S: Source> Sink<S> {
         self.report.started();
         let mut inserts = JoinSet::new();
         let most = self.settings.inserts_in_flight.max(1);
+        let mut measure = tokio::time::interval(MEASURE_LAG);
         loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
+                _ = measure.tick() => self.measure_lag(),
                 Some(done) = inserts.join_next() => self.finish(done?).await?,
                 range = self.source.next(), if inserts.len() < most => self.start(range?, &mut inserts, &cancel),
             }
@@ -107,8 +115,15 @@ impl<S: Source> Sink<S> {
         self.drain(inserts).await
     }
 
-    fn start(&self, range: Range, inserts: &mut JoinSet<(Range, Outcome)>, stop: &CancellationToken) {
+    fn measure_lag(&self) {
+        let oldest = self.pending.iter().map(|(_, received_at_ms)| *received_at_ms).min();
+        let lag = oldest.map_or(0, |oldest| Timestamp::now().as_millisecond().saturating_sub(oldest));
+        self.metrics.sink_lag.set(Duration::from_millis(u64::try_from(lag).unwrap_or(0)).as_secs_f64());
+    }
+
+    fn start(&mut self, range: Range, inserts: &mut JoinSet<(Range, Outcome)>, stop: &CancellationToken) {
         self.metrics.sink_pending_rows.inc_by(count(range.rows));
+        self.pending.push((range.id.clone(), range.oldest_received_at_ms));
         let (inserter, stop) = (self.inserter.clone(), stop.clone());
         inserts.spawn(async move {
             let outcome = inserter.store(&range, &stop).await;
@@ -118,6 +133,7 @@ impl<S: Source> Sink<S> {
 
     async fn finish(&mut self, (range, outcome): (Range, Outcome)) -> Result<(), SinkError> {
         self.metrics.sink_pending_rows.dec_by(count(range.rows));
+        self.pending.retain(|(id, _)| *id != range.id);
         match outcome {
             Outcome::Stored => self.source.commit(&range).await?,
             Outcome::Revoked => self.source.abandon(&range).await,

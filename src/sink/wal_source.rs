@@ -29,6 +29,8 @@ use self::{draft::Formed, former::Former};
 use super::source::{Range, RangeId, RangeLimits, Source, SourceError};
 use crate::{
     dead_letters::DeadLetters,
+    error_chain::chain,
+    health::Component,
     ids::{WalId, WalSeq},
     metrics::Metrics,
     wal::{Reader, StateError, Wal},
@@ -57,6 +59,7 @@ pub struct WalSource {
     wal: Wal,
     ranges: mpsc::Receiver<Formed>,
     former: JoinHandle<Result<(), SourceError>>,
+    health: Component,
     metrics: Arc<Metrics>,
     /// Taken from the former, not yet given out.
     ready: Option<(InFlight, Range)>,
@@ -84,6 +87,7 @@ impl WalSource {
         reader: Reader,
         limits: RangeLimits,
         letters: DeadLetters,
+        health: Component,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SourceError> {
         let state = wal.load_state(STATE).map_err(failed)?;
@@ -95,6 +99,7 @@ impl WalSource {
             // What came before was committed: that is durable here, while the log's own mark may lag behind.
             wal.truncate_through(WalSeq(in_flight.first.0.saturating_sub(1)));
         }
+        health.up();
         let former = Former { reader, limits, letters, metrics: metrics.clone(), ahead: VecDeque::new(), replay };
         let (sender, ranges) = mpsc::channel(1);
         let former = tokio::spawn(former.run(sender));
@@ -102,6 +107,7 @@ impl WalSource {
             wal,
             ranges,
             former,
+            health,
             metrics,
             ready: None,
             recording: None,
@@ -124,10 +130,11 @@ impl WalSource {
 
     /// Adds `next` to the ranges that a restart repeats. Cancel-safe.
     async fn record(&mut self, next: InFlight) -> Result<(), SourceError> {
-        let (wal, metrics) = (&self.wal, &self.metrics);
+        let (wal, health, metrics) = (&self.wal, &self.health, &self.metrics);
         let list = self.given.iter().map(|given| given.range).chain([next]);
-        let task =
-            self.recording.get_or_insert_with(|| tokio::spawn(save(wal.clone(), list.collect(), metrics.clone())));
+        let task = self
+            .recording
+            .get_or_insert_with(|| tokio::spawn(save(wal.clone(), list.collect(), health.clone(), metrics.clone())));
         let saved = task.await;
         self.recording = None;
         saved.map_err(failed)?
@@ -135,16 +142,20 @@ impl WalSource {
 }
 
 /// Saves the ranges in flight; waits while the file system refuses.
-async fn save(wal: Wal, in_flight: Vec<InFlight>, metrics: Arc<Metrics>) -> Result<(), SourceError> {
+async fn save(wal: Wal, in_flight: Vec<InFlight>, health: Component, metrics: Arc<Metrics>) -> Result<(), SourceError> {
     let bytes = serde_json::to_vec(&in_flight).map_err(failed)?;
     loop {
         match wal.save_state(STATE, bytes.clone()).await {
             Err(error @ StateError::Io { .. }) => {
                 metrics.error("source");
-                tracing::error!(%error, "cannot record the ranges in flight; the sink waits");
+                health
+                    .down(format!("the ranges in flight cannot be recorded, so nothing is stored: {}", chain(&error)));
                 tokio::time::sleep(RETRY).await;
             }
-            result => return result.map_err(failed),
+            result => {
+                health.up();
+                return result.map_err(failed);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::support::{
-    engine::{Setup, eventually, signal},
+    engine::{ClickHouse, Setup, eventually, signal},
     load::Load,
 };
 
@@ -159,4 +159,32 @@ fn a_full_log_refuses_with_503_and_recovers_as_it_drains() {
     engine.clickhouse().wait_for("SELECT count() FROM overwatch.events", &accepted.to_string());
     eventually("the log takes events again", || engine.ingest(r#"{"type":"custom","name":"n"}"#).status == 200);
     eventually("ready again", || engine.get("/health/ready").status == 200);
+}
+
+#[test]
+fn a_frozen_clickhouse_server_shows_in_health_and_clears() {
+    let (home, server_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let port_file = server_home.path().join("port");
+    let mut server = Setup::new(server_home.path())
+        .command("clickhouse")
+        .arg("--port-file")
+        .arg(&port_file)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the server answers", || port_file.exists());
+    assert!(server_home.path().join("data/clickhouse").exists(), "its folder comes from the configuration");
+    let port = std::fs::read_to_string(&port_file).unwrap();
+    let url = format!("http://127.0.0.1:{}", port.trim());
+    let engine = Setup::new(home.path()).env("INGESTION_CLICKHOUSE_URL", &url).start();
+    eventually("all is up", || engine.get("/health").json()["status"] == "up");
+    signal(server.id(), "STOP");
+    eventually("health names ClickHouse", || engine.component("clickhouse")["state"] == "down");
+    assert_eq!(engine.ingest(r#"{"type":"custom","name":"meanwhile"}"#).status, 200);
+    signal(server.id(), "CONT");
+    eventually("health clears", || engine.get("/health").json()["status"] == "up");
+    ClickHouse::at(&url).wait_for("SELECT name FROM overwatch.events", "meanwhile");
+    drop(engine);
+    signal(server.id(), "TERM");
+    assert!(server.wait().unwrap().success());
 }

@@ -69,17 +69,17 @@ const ENGINE_OPTIONS: [&str; 10] = [
 /// The command line of the subcommand.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct ChildArgs {
-    /// Folder of the tables; created if missing. One process at a time.
-    #[arg(long, default_value = "data/clickhouse")]
-    pub path: PathBuf,
-    /// Port on 127.0.0.1; 0 lets the system choose.
-    #[arg(long, default_value_t = 8123)]
-    pub port: u16,
-    /// libchdb.so; by default the one that `make setup` keeps in the user's cache folder.
-    #[arg(long)]
+    /// Folder of the tables, created if missing; one process at a time [default: clickhouse.embedded.path]
+    #[arg(long, value_name = "DIR")]
+    pub path: Option<PathBuf>,
+    /// Port on 127.0.0.1; 0 lets the system choose [default: clickhouse.embedded.port]
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
+    /// libchdb.so [default: clickhouse.embedded.library, else where `make setup` keeps it]
+    #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
-    /// Write the port to this file once queries are answered.
-    #[arg(long)]
+    /// Write the port to this file once queries are answered
+    #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
     /// Exit when standard input closes (set by `serve`, which holds the other end).
     #[arg(long, hide = true)]
@@ -89,10 +89,17 @@ pub struct ChildArgs {
     pub nonce: Option<String>,
 }
 
-impl From<ChildArgs> for ChildSettings {
-    fn from(args: ChildArgs) -> Self {
-        let ChildArgs { path, port, library, port_file, watch_parent, nonce } = args;
-        Self { path, port, library, port_file, watch_parent, nonce }
+impl ChildArgs {
+    /// What to run; `path`, `port` and `library` stand in for what was not given.
+    pub fn settings(self, path: PathBuf, port: u16, library: Option<PathBuf>) -> ChildSettings {
+        ChildSettings {
+            path: self.path.unwrap_or(path),
+            port: self.port.unwrap_or(port),
+            library: self.library.or(library),
+            port_file: self.port_file,
+            watch_parent: self.watch_parent,
+            nonce: self.nonce,
+        }
     }
 }
 
@@ -139,7 +146,7 @@ pub enum ChildError {
     Locked(#[from] LockError),
     /// Another process has the port.
     #[error(
-        "port {port} on 127.0.0.1 is taken by another process: stop it, or choose another port (clickhouse.embedded_port)"
+        "port {port} on 127.0.0.1 is taken by another process: stop it, or choose another port (clickhouse.embedded.port)"
     )]
     PortTaken {
         /// The port.

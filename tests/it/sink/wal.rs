@@ -66,7 +66,8 @@ impl Node {
     fn over(wal: Wal, reader: Reader, home: &Path, limits: RangeLimits) -> Self {
         let metrics = Arc::new(Metrics::new());
         let letters = DeadLetters::new(home.join("dead-letters"), metrics.clone());
-        let source = WalSource::open(wal.clone(), reader, limits, letters, metrics.clone()).unwrap();
+        let health = Health::default().component("source");
+        let source = WalSource::open(wal.clone(), reader, limits, letters, health, metrics.clone()).unwrap();
         Self { wal, source, metrics }
     }
 

@@ -246,7 +246,7 @@ impl Engine {
     /// The embedded ClickHouse's address; waits until it is up.
     pub fn clickhouse(&self) -> ClickHouse {
         let url = self.log.wait_for("embedded ClickHouse", |line| field(line, "embedded ClickHouse listening", "url"));
-        ClickHouse { url, agent: agent() }
+        ClickHouse::at(&url)
     }
 
     /// Waits for a line of the log whose text holds `part`.
@@ -302,6 +302,10 @@ pub struct ClickHouse {
 }
 
 impl ClickHouse {
+    pub fn at(url: &str) -> Self {
+        Self { url: url.to_owned(), agent: agent() }
+    }
+
     /// The answer's text without the last line break, or the error.
     pub fn try_query(&self, sql: &str) -> Result<String, String> {
         match self.agent.post(&self.url).send(sql) {

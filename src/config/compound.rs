@@ -10,6 +10,7 @@ use super::{
     kinds::{Kind, Secret, not_one_of, string},
     raw::{Raw, Shape},
 };
+use crate::broker::PROTECTED_PROPERTIES;
 
 /// What this process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +231,11 @@ impl Kind for Properties {
 fn property(key: &str, value: &Raw) -> Result<Secret, String> {
     if let Some((_, why)) = OURS.iter().find(|(ours, _)| *ours == key) {
         return Err(format!("not yours to set, {why}"));
+    }
+    // The broker's own list, which it enforces, has more: aliases, and what needs no words of its own. What it would
+    // only ignore with a warning is better refused here.
+    if PROTECTED_PROPERTIES.contains(&key) {
+        return Err("not yours to set, a guarantee of the engine rests on it".to_owned());
     }
     let Raw::Text(value) = value else { return Err("its value is not a string".to_owned()) };
     // librdkafka is asked one property at a time: its own answer names the first wrong one only.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt};
 
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{Error as _, Visitor},
 };
 use serde_json::value::RawValue;
@@ -80,11 +80,11 @@ macro_rules! wire {
         fn write_optional_columns(row: &EventRow<'_>, out: &mut Vec<u8>) {
             $(if !row.$text.is_empty() {
                 out.extend_from_slice(concat!(",\"", $text_name, "\":").as_bytes());
-                write_string(&row.$text, out);
+                write_value::<str>(&row.$text, out);
             })+
             $(if let Some(value) = row.$number {
                 out.extend_from_slice(concat!(",\"", $number_name, "\":").as_bytes());
-                write_number(value, out);
+                write_value(&value, out);
             })+
         }
     };
@@ -109,7 +109,7 @@ pub fn write_json(row: &EventRow<'_>, origin: &Origin, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"received_at\":");
     write_time(row.received_at_ms, out);
     out.extend_from_slice(b",\"expires_at\":");
-    write_integer(u64::from(row.expires_at), out);
+    write_value(&row.expires_at, out);
     write_optional_columns(row, out);
     for (name, object) in [(&b",\"context\":"[..], &row.context), (b",\"properties\":", &row.properties)] {
         if !object.is_empty() {
@@ -120,9 +120,9 @@ pub fn write_json(row: &EventRow<'_>, origin: &Origin, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"wal_id\":");
     write_uuid(origin.wal_id.0, out);
     out.extend_from_slice(b",\"wal_seq\":");
-    write_integer(origin.wal_seq, out);
+    write_value(&origin.wal_seq, out);
     out.extend_from_slice(b",\"wal_ordinal\":");
-    write_integer(u64::from(origin.wal_ordinal), out);
+    write_value(&origin.wal_ordinal, out);
     out.extend_from_slice(b",\"relayed_at\":");
     write_time(origin.relayed_at_ms, out);
     out.push(b'}');
@@ -138,26 +138,14 @@ pub fn read_json(line: &[u8]) -> Result<(EventRow<'_>, Origin), JsonError> {
 
 fn write_uuid(id: Uuid, out: &mut Vec<u8>) {
     out.push(b'"');
-    out.extend_from_slice(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+    super::write_uuid(id, out);
     out.push(b'"');
 }
 
-fn write_string(text: &str, out: &mut Vec<u8>) {
-    // Writing into a Vec cannot fail, and a str is always a JSON string.
-    if serde_json::to_writer(&mut *out, text).is_err() {
-        debug_assert!(false, "a string is always representable as JSON");
-    }
-}
-
-fn write_number(value: f64, out: &mut Vec<u8>) {
-    if serde_json::to_writer(&mut *out, &value).is_err() {
-        debug_assert!(false, "a finite number is always representable as JSON");
-    }
-}
-
-fn write_integer(value: u64, out: &mut Vec<u8>) {
-    if serde_json::to_writer(&mut *out, &value).is_err() {
-        debug_assert!(false, "an integer is always representable as JSON");
+/// A text, a whole number or a finite one: none of them can fail to be JSON, and a Vec takes whatever is written.
+fn write_value<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
+    if serde_json::to_writer(out, value).is_err() {
+        debug_assert!(false, "texts and finite numbers are always representable as JSON");
     }
 }
 

@@ -262,3 +262,12 @@ fn the_effective_configuration_is_toml_that_gives_the_same_configuration() {
     assert_eq!(again.redpanda.brokers, config.redpanda.brokers);
     assert_eq!(again.redpanda.properties, config.redpanda.properties);
 }
+
+#[test]
+fn every_property_that_the_broker_protects_is_refused() {
+    for property in crate::broker::PROTECTED_PROPERTIES {
+        let text = format!("[redpanda.properties]\n\"{property}\" = \"1\"");
+        let wrong = errors(&text, &[]).join("\n");
+        assert!(wrong.contains("not yours to set"), "{property}: {wrong}");
+    }
+}

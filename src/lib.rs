@@ -12,6 +12,7 @@
 //! | a request comes in | [`api`] | its bytes are within the bounds, all bodies in flight within their budget |
 //! | whose is it, may it | [`tenants`] | it is written as this tenant and as no other, within its quota |
 //! | is it an event | [`event`] | every field was checked; a bad event was refused with its reason, the others go on |
+//! | does somebody add to it | [`plugins`] | the plugins of its type have accepted, changed, rejected, dropped or parked it |
 //! | what is kept of it | [`row`] | one encoding, which the log, the topic and the insert share |
 //! | onto the disk | [`wal`] | the record is synced: now the client has its 2xx |
 //! | to the broker | [`relay`] | acknowledged by all in-sync replicas, in order; only then does the log let go |
@@ -28,6 +29,7 @@
 pub mod api;
 pub mod tenants;
 pub mod event;
+pub mod plugins;
 pub mod row;
 pub mod wal;
 pub mod relay;

@@ -162,7 +162,7 @@ impl Inner {
         let mut encoded = Vec::with_capacity(1024);
         let mut rejected = Vec::new();
         for (index, json) in batch.events.iter().enumerate() {
-            match event::read(json, &acceptance) {
+            match event::read(json, &acceptance, &event::Types::default()) {
                 Ok(event) => {
                     encoded.clear();
                     row::encode(&event, &mut encoded);

@@ -63,6 +63,8 @@ pub(super) enum Kind<'a> {
     Scroll(Scroll<'a>),
     Performance(Performance),
     Custom(Custom<'a>),
+    /// A type that a plugin added: whatever it has beside the common fields is a property.
+    Added,
 }
 
 impl<'a> Kind<'a> {
@@ -80,17 +82,6 @@ impl<'a> Kind<'a> {
         })
     }
 
-    /// The type's name.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Pageview(_) => "pageview",
-            Self::Click(_) => "click",
-            Self::Scroll(_) => "scroll",
-            Self::Performance(_) => "performance",
-            Self::Custom(_) => "custom",
-        }
-    }
-
     /// Whether the type has a field `name` of its own.
     pub fn has(&self, name: &str) -> bool {
         let own: &[&str] = match self {
@@ -99,6 +90,7 @@ impl<'a> Kind<'a> {
             Self::Scroll(_) => &["depth", "direction"],
             Self::Performance(_) => &["lcp", "fid", "inp", "cls", "ttfb", "fcp", "dom_content_loaded", "load_complete"],
             Self::Custom(_) => &["name"],
+            Self::Added => &[],
         };
         own.contains(&name)
     }
@@ -127,7 +119,7 @@ impl<'a> Kind<'a> {
             (Self::Performance(vitals), "dom_content_loaded") => vitals.dom_content_loaded = time()?,
             (Self::Performance(vitals), "load_complete") => vitals.load_complete = time()?,
             (Self::Custom(custom), "name") => custom.name = field.text(LABEL_BYTES)?,
-            (kind, _) => debug_assert!(false, "{} has no field {}", kind.name(), field.name),
+            (kind, _) => debug_assert!(false, "{kind:?} has no field {}", field.name),
         }
         Ok(())
     }
@@ -175,6 +167,7 @@ impl<'a> Kind<'a> {
                 }
                 row.name = custom.name;
             }
+            Self::Added => {}
         }
         Ok(())
     }

@@ -19,11 +19,13 @@ mod properties;
 mod read;
 mod retention;
 mod time;
+mod types;
 
 pub use batch::{Batch, BodyError};
 pub use error::{EventError, EventErrorCode};
 pub use read::{Acceptance, read};
 pub use retention::Retention;
+pub use types::Types;
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use super::{
     field::{Field, Fields},
     kind::Kind,
     properties, time,
+    types::Types,
 };
 use crate::{
     ids::{EventId, TenantId},
@@ -45,7 +46,11 @@ pub struct Acceptance {
 ///
 /// # Errors
 /// [`EventError`] names the first thing that is wrong with the event.
-pub fn read<'a>(json: &'a str, acceptance: &Acceptance) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
+pub fn read<'a>(
+    json: &'a str,
+    acceptance: &Acceptance,
+    types: &Types,
+) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
     if json.len() > acceptance.event_bytes {
         let detail = format!("the event has {} bytes, more than the {} allowed", json.len(), acceptance.event_bytes);
         return Err((None, EventError::new(EventErrorCode::EventTooLarge, detail)));
@@ -54,16 +59,17 @@ pub fn read<'a>(json: &'a str, acceptance: &Acceptance) -> Result<EventRow<'a>, 
         return Err((None, EventError::new(EventErrorCode::NotAnObject, "an event must be a JSON object")));
     };
     let id = fields.iter().find(|field| field.name == "id").and_then(|field| event_id(field).ok().flatten());
-    read_fields(fields, id, acceptance).map_err(|error| (id, error))
+    read_fields(fields, id, acceptance, types).map_err(|error| (id, error))
 }
 
 fn read_fields<'a>(
     fields: Vec<Field<'a>>,
     id: Option<EventId>,
     acceptance: &Acceptance,
+    types: &Types,
 ) -> Result<EventRow<'a>, EventError> {
-    let mut kind = event_kind(&fields)?;
-    let mut row = EventRow::new(acceptance.tenant_id, id.unwrap_or_else(|| EventId(Uuid::now_v7())), kind.name());
+    let (mut kind, name) = event_kind(&fields, types)?;
+    let mut row = EventRow::new(acceptance.tenant_id, id.unwrap_or_else(|| EventId(Uuid::now_v7())), name);
     row.received_at_ms = acceptance.received_at_ms;
     row.expires_at = acceptance.expires_at;
 
@@ -99,16 +105,16 @@ fn read_fields<'a>(
     Ok(row)
 }
 
-fn event_kind<'a>(fields: &[Field<'a>]) -> Result<Kind<'a>, EventError> {
+fn event_kind<'a>(fields: &[Field<'a>], types: &Types) -> Result<(Kind<'a>, Text<'a>), EventError> {
     let Some(field) = fields.iter().find(|field| field.name == "type" && !field.is_null()) else {
         return Err(EventError::missing("an event needs \"type\": pageview, click, scroll, performance or custom"));
     };
     let name = field.string("must be a string")?;
-    Kind::named(&name).ok_or_else(|| {
-        let shown: String = name.chars().take(64).collect();
-        let known = Kind::NAMES.join(", ");
-        EventError::new(EventErrorCode::UnknownType, format!("\"type\" is {shown:?}; this engine knows {known}"))
-    })
+    match Kind::named(&name) {
+        Some(kind) => Ok((kind, Text(name))),
+        None if types.is_added(&name) => Ok((Kind::Added, Text(name))),
+        None => Err(EventError::new(EventErrorCode::UnknownType, types.unknown(&name))),
+    }
 }
 
 fn is_common(name: &str) -> bool {

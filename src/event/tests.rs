@@ -32,11 +32,11 @@ fn acceptance() -> Acceptance {
 }
 
 fn accepted(json: &str) -> EventRow<'_> {
-    read(json, &acceptance()).unwrap_or_else(|(_, error)| panic!("{json}: {error}"))
+    read(json, &acceptance(), &Types::default()).unwrap_or_else(|(_, error)| panic!("{json}: {error}"))
 }
 
 fn refused(json: &str) -> (EventErrorCode, String) {
-    let (_, error) = read(json, &acceptance()).expect_err(json);
+    let (_, error) = read(json, &acceptance(), &Types::default()).expect_err(json);
     (error.code, error.detail.into_owned())
 }
 
@@ -252,7 +252,7 @@ fn a_refusal_says_what_where_and_how() {
 #[test]
 fn a_refused_event_is_found_by_its_id() {
     let json = r#"{"type":"scroll","id":"550e8400-e29b-41d4-a716-446655440000"}"#;
-    let (id, _) = read(json, &acceptance()).unwrap_err();
+    let (id, _) = read(json, &acceptance(), &Types::default()).unwrap_err();
     assert_eq!(id.unwrap().to_string(), "550e8400-e29b-41d4-a716-446655440000");
 }
 
@@ -304,13 +304,13 @@ proptest! {
     fn no_input_panics(body: Vec<u8>) {
         if let Ok(batch) = Batch::parse(&body, 100) {
             for event in batch.events {
-                drop(read(event, &acceptance()));
+                drop(read(event, &acceptance(), &Types::default()));
             }
         }
     }
 
     #[test]
     fn no_json_panics(text in r#"\{("(type|id|timestamp|properties|path|x)":("(pageview|click|é\\u00e9)"|[0-9.e-]{1,9}|\{\}|null),?){0,6}\}"#) {
-        drop(read(&text, &acceptance()));
+        drop(read(&text, &acceptance(), &Types::default()));
     }
 }

@@ -152,7 +152,7 @@ impl<'a> EventRow<'a> {
     }
 
     /// An event of `kind` with nothing but its identity, for callers that fill in the rest.
-    pub fn new(tenant_id: TenantId, event_id: EventId, kind: &'a str) -> Self {
+    pub fn new(tenant_id: TenantId, event_id: EventId, kind: impl Into<Text<'a>>) -> Self {
         Self {
             tenant_id,
             event_id,

@@ -1,0 +1,1 @@
+//! Write plugins for the ingestion engine in safe Rust.

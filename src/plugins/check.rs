@@ -1,0 +1,1 @@
+//! The check before a plugin is taken into use, in a process of its own.

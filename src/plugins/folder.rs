@@ -1,0 +1,1 @@
+//! The folder of plugins: whose files they are, and their private copies.

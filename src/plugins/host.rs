@@ -1,0 +1,1 @@
+//! What the engine does for a plugin: log lines, counters, gauges, the time.

@@ -1,0 +1,1 @@
+//! The plugins in use: taken in, replaced, retired, quarantined, while events flow.

@@ -1,0 +1,1 @@
+//! Parked events, run through their plugins and brought into `events`.

@@ -1,0 +1,1 @@
+//! `plugins new`: a plugin's crate that builds, with a test.

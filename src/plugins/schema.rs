@@ -1,0 +1,1 @@
+//! JSON Schemas of added types, compiled, and an event held against them.

@@ -1,0 +1,1 @@
+//! Changes of the folder, as they come.

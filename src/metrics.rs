@@ -2,7 +2,7 @@
 //! travels. A metric that is not here does not exist.
 //!
 //! No label takes a value that a sender chooses (no tenant, no path, no id), so the number of series is bounded by this
-//! file. Counters start at zero with the process; durations are in seconds, sizes in bytes.
+//! file, and for plugins by how many of them the operator has installed. Counters start at zero with the process; durations are in seconds, sizes in bytes.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -27,9 +27,9 @@ pub struct RequestLabels {
 /// Label of `events`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// `accepted` or `rejected`.
+    /// `accepted`, `rejected`, `dropped` or `parked`.
     pub outcome: &'static str,
-    /// For rejected events the stable error code, else empty.
+    /// For rejected events the stable error code (`plugin` for those of plugins), else empty.
     pub code: &'static str,
 }
 
@@ -38,6 +38,24 @@ pub struct OutcomeLabels {
 pub struct StageLabels {
     /// `api`, `wal`, `relay`, `source`, `sink`, `clickhouse`.
     pub stage: &'static str,
+}
+
+/// Labels of `plugin_events`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginOutcomeLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// `kept`, `replaced`, `rejected`, `dropped` or `parked`.
+    pub outcome: &'static str,
+}
+
+/// Labels of `plugin_faults`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FaultLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// `panic`, `failed`, `bad_output`, `deadline`, `no_threads` or `crash`.
+    pub kind: &'static str,
 }
 
 macro_rules! catalogue {
@@ -81,6 +99,11 @@ catalogue! {
     events: Family<OutcomeLabels, Counter> = Family::default();
     /// From the first byte of a request to its 2xx, the fsync included.
     ack: Histogram [Unit::Seconds] = latency_histogram();
+
+    /// Events that plugins were given, by what they said; parked ones wait for a plugin that cannot be called.
+    plugin_events: Family<PluginOutcomeLabels, Counter> = Family::default();
+    /// Faults of plugins: no verdict of the call counted, and its events were parked.
+    plugin_faults: Family<FaultLabels, Counter> = Family::default();
 
     /// Records in the write-ahead log.
     wal_records: Gauge = Gauge::default();

@@ -76,12 +76,19 @@ pub enum Fault {
         /// What is wrong with it, and with which event.
         problem: String,
     },
-    /// It did not return in time.
+    /// It did not return in time, and was stopped or left behind.
     #[error("it did not return within {limit:?}")]
     Deadline {
         /// What it was given.
         limit: Duration,
     },
+    /// It did not return in time, on a thread of this process: whoever waited for the job has been told, and the job is
+    /// to be ended at once.
+    #[error("the job was given up")]
+    Abandoned,
+    /// As many threads hang in calls that were given up as may: it is not entered.
+    #[error("as many threads hang in plugins as may")]
+    NoThreads,
     /// The process that it runs in ended.
     #[error("its process ended: {how}")]
     Crashed {
@@ -97,7 +104,8 @@ impl Fault {
             Self::Panicked { .. } => "panic",
             Self::Failed { .. } => "failed",
             Self::BadOutput { .. } => "bad_output",
-            Self::Deadline { .. } => "deadline",
+            Self::Deadline { .. } | Self::Abandoned => "deadline",
+            Self::NoThreads => "no_threads",
             Self::Crashed { .. } => "crash",
         }
     }

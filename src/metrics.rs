@@ -2,7 +2,8 @@
 //! travels. A metric that is not here does not exist.
 //!
 //! No label takes a value that a sender chooses (no tenant, no path, no id), so the number of series is bounded by this
-//! file, and for plugins by how many of them the operator has installed. Counters start at zero with the process; durations are in seconds, sizes in bytes.
+//! file and by the plugins that an operator has installed: a plugin names series of its own, at most a hundred
+//! (`plugins::host`). Counters start at zero with the process; durations are in seconds, sizes in bytes.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -49,13 +50,39 @@ pub struct PluginOutcomeLabels {
     pub outcome: &'static str,
 }
 
-/// Labels of `plugin_faults`.
+/// Label of `plugin_counter` and `plugin_gauge`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct FaultLabels {
-    /// The plugin's name.
+pub struct PluginSeriesLabels {
+    /// The plugin.
     pub plugin: String,
-    /// `panic`, `failed`, `bad_output`, `deadline`, `no_threads` or `crash`.
-    pub kind: &'static str,
+    /// What the plugin calls the series.
+    pub name: String,
+}
+
+/// A gauge with fractions.
+pub type FloatGauge = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+/// Where plugins' own series are made.
+#[derive(Clone, Debug, Default)]
+pub struct PluginMetrics {
+    counters: Family<PluginSeriesLabels, Counter>,
+    gauges: Family<PluginSeriesLabels, FloatGauge>,
+}
+
+impl PluginMetrics {
+    /// The counter `name` of `plugin`, from zero if it is new.
+    pub fn counter(&self, plugin: &str, name: &str) -> Counter {
+        self.counters.get_or_create_owned(&labels(plugin, name))
+    }
+
+    /// The gauge `name` of `plugin`, zero if it is new.
+    pub fn gauge(&self, plugin: &str, name: &str) -> FloatGauge {
+        self.gauges.get_or_create_owned(&labels(plugin, name))
+    }
+}
+
+fn labels(plugin: &str, name: &str) -> PluginSeriesLabels {
+    PluginSeriesLabels { plugin: plugin.to_owned(), name: name.to_owned() }
 }
 
 macro_rules! catalogue {
@@ -102,8 +129,6 @@ catalogue! {
 
     /// Events that plugins were given, by what they said; parked ones wait for a plugin that cannot be called.
     plugin_events: Family<PluginOutcomeLabels, Counter> = Family::default();
-    /// Faults of plugins: no verdict of the call counted, and its events were parked.
-    plugin_faults: Family<FaultLabels, Counter> = Family::default();
 
     /// Records in the write-ahead log.
     wal_records: Gauge = Gauge::default();
@@ -150,11 +175,16 @@ catalogue! {
     /// Duration of an insert, retries apart.
     sink_insert: Histogram [Unit::Seconds] = latency_histogram();
     /// Age of the oldest row that was read and is not stored yet; 0 when none is.
-    sink_lag: Gauge<f64, std::sync::atomic::AtomicU64> [Unit::Seconds] = Gauge::default();
+    sink_lag: FloatGauge [Unit::Seconds] = Gauge::default();
     /// Rows read and not yet stored.
     sink_pending_rows: Gauge = Gauge::default();
     /// Records and messages kept in the dead-letter files of this node.
     dead_letters: Counter = Counter::default();
+
+    /// Counters that plugins keep, each under its plugin and the plugin's own name for it.
+    plugin_counter: Family<PluginSeriesLabels, Counter> = Family::default();
+    /// Gauges that plugins set, each under its plugin and the plugin's own name for it.
+    plugin_gauge: Family<PluginSeriesLabels, FloatGauge> = Family::default();
 
     /// Starts of the embedded ClickHouse child.
     clickhouse_starts: Counter = Counter::default();
@@ -171,6 +201,11 @@ impl Metrics {
             text.clear();
         }
         text
+    }
+
+    /// Where plugins' own series are made.
+    pub fn of_plugins(&self) -> PluginMetrics {
+        PluginMetrics { counters: self.plugin_counter.clone(), gauges: self.plugin_gauge.clone() }
     }
 
     /// Counts an error of `stage`.

@@ -27,6 +27,11 @@ pub struct Caller {
 }
 
 impl Worker {
+    /// This thread, with no slot and no watchdog: for a process that does nothing but enter one plugin, and for tests.
+    pub fn detached() -> Self {
+        Self { _private: () }
+    }
+
     /// Runs `code`, which enters a plugin, under `deadline`, and names the plugin in this thread's crash slot meanwhile.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! travels. A metric that is not here does not exist.
 //!
 //! No label takes a value that a sender chooses (no tenant, no path, no id), so the number of series is bounded by this
-//! file. Counters start at zero with the process; durations are in seconds, sizes in bytes.
+//! file and by what the operator installs: plugins are labelled by their names. Counters start at zero with the process; durations are in seconds, sizes in bytes.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -13,6 +13,11 @@ use prometheus_client::{
 /// From 0.25 ms (an fsync on a good disk) to 16 s (a request that waited through a stall), doubling.
 fn latency_histogram() -> Histogram {
     Histogram::new((0..17).map(|power| 0.000_25 * f64::from(1_u32 << power)))
+}
+
+/// From 10 microseconds (a call with one event) to 1.3 s (long past any deadline), doubling.
+fn call_histogram() -> Histogram {
+    Histogram::new((0..18).map(|power| 0.000_01 * f64::from(1_u32 << power)))
 }
 
 /// Label of `requests`.
@@ -38,6 +43,29 @@ pub struct OutcomeLabels {
 pub struct StageLabels {
     /// `api`, `wal`, `relay`, `source`, `sink`, `clickhouse`.
     pub stage: &'static str,
+}
+
+/// Label of `plugin_calls`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginLabels {
+    /// The plugin's name.
+    pub plugin: String,
+}
+
+impl PluginLabels {
+    /// Of the plugin of that name.
+    pub fn of(plugin: &str) -> Self {
+        Self { plugin: plugin.to_owned() }
+    }
+}
+
+/// Labels of `plugin_faults`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginFaultLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// `panic`, `failed`, `bad_output`, `deadline`, `crash`, `exhausted`.
+    pub kind: &'static str,
 }
 
 macro_rules! catalogue {
@@ -81,6 +109,13 @@ catalogue! {
     events: Family<OutcomeLabels, Counter> = Family::default();
     /// From the first byte of a request to its 2xx, the fsync included.
     ack: Histogram [Unit::Seconds] = latency_histogram();
+
+    /// Duration of a call of a plugin, whatever the number of its events.
+    plugin_calls: Family<PluginLabels, Histogram> [Unit::Seconds] = Family::new_with_constructor(call_histogram);
+    /// What plugins did wrong, by plugin and kind.
+    plugin_faults: Family<PluginFaultLabels, Counter> = Family::default();
+    /// Threads that hang in calls of plugins that were given up.
+    plugin_threads_leaked: Gauge = Gauge::default();
 
     /// Records in the write-ahead log.
     wal_records: Gauge = Gauge::default();

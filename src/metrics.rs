@@ -16,6 +16,11 @@ fn latency_histogram() -> Histogram {
     Histogram::new((0..17).map(|power| 0.000_25 * f64::from(1_u32 << power)))
 }
 
+/// From 10 microseconds (a call with one event) to 1.3 s (long past any deadline), doubling.
+fn call_histogram() -> Histogram {
+    Histogram::new((0..18).map(|power| 0.000_01 * f64::from(1_u32 << power)))
+}
+
 /// Label of `requests`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -85,6 +90,29 @@ fn labels(plugin: &str, name: &str) -> PluginSeriesLabels {
     PluginSeriesLabels { plugin: plugin.to_owned(), name: name.to_owned() }
 }
 
+/// Label of `plugin_calls`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginLabels {
+    /// The plugin's name.
+    pub plugin: String,
+}
+
+impl PluginLabels {
+    /// Of the plugin of that name.
+    pub fn of(plugin: &str) -> Self {
+        Self { plugin: plugin.to_owned() }
+    }
+}
+
+/// Labels of `plugin_faults`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginFaultLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// `panic`, `failed`, `bad_output`, `deadline`, `crash`, `exhausted`.
+    pub kind: &'static str,
+}
+
 macro_rules! catalogue {
     ($($(#[doc = $help:literal])+ $name:ident: $type:ty $([$unit:expr])? = $make:expr;)+) => {
         /// Handles of all metrics. Shared by reference; every handle is an atomic or a short lock.
@@ -129,6 +157,12 @@ catalogue! {
 
     /// Events that plugins were given, by what they said; parked ones wait for a plugin that cannot be called.
     plugin_events: Family<PluginOutcomeLabels, Counter> = Family::default();
+    /// Duration of a call of a plugin, whatever the number of its events.
+    plugin_calls: Family<PluginLabels, Histogram> [Unit::Seconds] = Family::new_with_constructor(call_histogram);
+    /// What plugins did wrong, by plugin and kind.
+    plugin_faults: Family<PluginFaultLabels, Counter> = Family::default();
+    /// Threads that hang in calls of plugins that were given up.
+    plugin_threads_leaked: Gauge = Gauge::default();
 
     /// Records in the write-ahead log.
     wal_records: Gauge = Gauge::default();

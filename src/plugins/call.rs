@@ -86,14 +86,20 @@ pub enum Fault {
     /// to be ended at once.
     #[error("the job was given up")]
     Abandoned,
-    /// As many threads hang in calls that were given up as may: it is not entered.
-    #[error("as many threads hang in plugins as may")]
-    NoThreads,
     /// The process that it runs in ended.
     #[error("its process ended: {how}")]
     Crashed {
         /// Exit status or signal.
         how: String,
+    },
+    /// It was not called, and may be innocent: too many threads hang in calls of plugins.
+    #[error(
+        "it was not called: {leaked} threads hang in calls of plugins, the most that is allowed; find the plugin in the log, \
+         remove it and start the engine anew"
+    )]
+    Exhausted {
+        /// How many.
+        leaked: usize,
     },
 }
 
@@ -105,8 +111,8 @@ impl Fault {
             Self::Failed { .. } => "failed",
             Self::BadOutput { .. } => "bad_output",
             Self::Deadline { .. } | Self::Abandoned => "deadline",
-            Self::NoThreads => "no_threads",
             Self::Crashed { .. } => "crash",
+            Self::Exhausted { .. } => "exhausted",
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     schema::Schemas,
     threads::{Caller, Worker},
 };
-use crate::metrics::{FaultLabels, Metrics};
+use crate::metrics::{Metrics, PluginFaultLabels};
 
 /// How long a call may take.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +157,7 @@ impl Plugin {
 
     /// Counts a fault; too many of them within the window quarantine the plugin.
     pub fn fault(&self, fault: &Fault) {
-        let labels = FaultLabels { plugin: self.descriptor.name.clone(), kind: fault.kind() };
+        let labels = PluginFaultLabels { plugin: self.descriptor.name.clone(), kind: fault.kind() };
         self.metrics.plugin_faults.get_or_create(&labels).inc();
         let reached = self.faults.lock().record(Instant::now());
         tracing::warn!(plugin = self.name(), %fault, "a plugin failed; the events of the call are kept");

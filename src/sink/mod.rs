@@ -5,6 +5,8 @@
 //!                            | fails: wait, the same bytes under the same token again, without end
 //! ```
 //!
+//! - A range with parked events is two inserts, into `events` and then into `parked_events`, each under the range's token;
+//!   it is committed after both, and a repeat repeats both.
 //! - A range is inserted until ClickHouse says yes. Whatever the error, nothing is dropped and nothing is skipped; only
 //!   its partition waits, and `/health` says for what. A repeat is recognised by its token, in `events` and in the
 //!   target of every view.
@@ -122,7 +124,7 @@ impl<S: Source> Sink<S> {
     }
 
     fn start(&mut self, range: Range, inserts: &mut JoinSet<(Range, Outcome)>, stop: &CancellationToken) {
-        self.metrics.sink_pending_rows.inc_by(count(range.rows));
+        self.metrics.sink_pending_rows.inc_by(count(range.all_rows()));
         self.pending.push((range.id.clone(), range.oldest_received_at_ms));
         let (inserter, stop) = (self.inserter.clone(), stop.clone());
         inserts.spawn(async move {
@@ -132,7 +134,7 @@ impl<S: Source> Sink<S> {
     }
 
     async fn finish(&mut self, (range, outcome): (Range, Outcome)) -> Result<(), SinkError> {
-        self.metrics.sink_pending_rows.dec_by(count(range.rows));
+        self.metrics.sink_pending_rows.dec_by(count(range.all_rows()));
         self.pending.retain(|(id, _)| *id != range.id);
         match outcome {
             Outcome::Stored => self.source.commit(&range).await?,

@@ -67,6 +67,9 @@ pub const PROTECTED_PROPERTIES: &[&str] = &[
     "check.crcs",
 ];
 
+/// Which part of the memory for events is allowed for parked events on top: one partition and no hurry.
+const PARKED_BUFFER_PART: usize = 8;
+
 /// What a topic carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Carries {
@@ -180,6 +183,7 @@ impl Settings {
             carries: Carries::Parked,
             partitions: 1,
             group: format!("{}-parked", self.group),
+            buffer_bytes: self.buffer_bytes / PARKED_BUFFER_PART,
             ..self.clone()
         }
     }

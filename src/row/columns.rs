@@ -176,6 +176,26 @@ impl<'a> ParkedRow<'a> {
     }
 }
 
+impl Origin {
+    /// Reads the columns back from `RowBinary`, moving `input` past them.
+    ///
+    /// # Errors
+    /// [`BinaryError`] naming the first column that is not there or not valid.
+    pub fn read_binary(input: &mut &[u8]) -> Result<Self, BinaryError> {
+        read_columns!(input, Origin { wal_id wal_seq wal_ordinal relayed_at_ms })
+    }
+}
+
+impl<'a> Position<'a> {
+    /// Reads the columns back from `RowBinary`, moving `input` past them.
+    ///
+    /// # Errors
+    /// [`BinaryError`] naming the first column that is not there or not valid.
+    pub fn read_binary(input: &mut &'a [u8]) -> Result<Self, BinaryError> {
+        read_columns!(input, Position { topic partition offset })
+    }
+}
+
 impl<'a> EventRow<'a> {
     /// Reads the columns back from `RowBinary`, moving `input` past them.
     ///

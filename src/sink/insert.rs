@@ -63,8 +63,8 @@ pub(super) struct Inserter {
 
 impl Inserter {
     pub(super) fn new(client: Client, settings: Settings, report: Report, metrics: Arc<Metrics>) -> Self {
-        let into_events = statement(client.database(), "events", EVENT_COLUMNS);
-        let into_parked = statement(client.database(), "parked_events", PARKED_COLUMNS);
+        let into_events = statement(client.database(), "events", EVENT_COLUMNS, &[]);
+        let into_parked = statement(client.database(), "parked_events", PARKED_COLUMNS, &[]);
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
@@ -149,9 +149,9 @@ impl Inserter {
     }
 }
 
-/// The insert, naming every column that a row has: one that a later migration adds takes its default.
-pub(crate) fn statement(database: &str, table: &str, columns: &[&str]) -> String {
-    let columns = columns.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS);
+/// The insert, naming every column that a row has and then `more`: one that a later migration adds takes its default.
+pub(crate) fn statement(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
+    let columns = columns.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS).chain(more);
     let columns: Vec<String> = columns.map(|column| quote_identifier(column)).collect();
     format!("INSERT INTO {}.{table} ({}) FORMAT RowBinary", quote_identifier(database), columns.join(", "))
 }

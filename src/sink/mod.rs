@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{clickhouse::Client, health::Component, metrics::Metrics};
 use insert::{Inserter, Outcome};
+pub(crate) use insert::{insert_settings, statement as insert_statement};
 use report::Report;
 use source::{Range, RangeId, Source, SourceError};
 
@@ -51,6 +52,8 @@ pub struct Settings {
     pub retry_longest: Duration,
     /// On shutdown, how long running inserts may take to finish.
     pub drain: Duration,
+    /// Whether the lag of this sink is shown as the node's: of two sinks in one process one may.
+    pub shows_lag: bool,
 }
 
 impl Default for Settings {
@@ -61,6 +64,7 @@ impl Default for Settings {
             // Longer would only delay the recovery: an attempt that is refused costs nobody anything.
             retry_longest: Duration::from_secs(5),
             drain: Duration::from_secs(10),
+            shows_lag: true,
         }
     }
 }
@@ -109,7 +113,7 @@ impl<S: Source> Sink<S> {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
-                _ = measure.tick() => self.measure_lag(),
+                _ = measure.tick(), if self.settings.shows_lag => self.measure_lag(),
                 Some(done) = inserts.join_next() => self.finish(done?).await?,
                 range = self.source.next(), if inserts.len() < most => self.start(range?, &mut inserts, &cancel),
             }

@@ -42,7 +42,7 @@ pub struct OutcomeLabels {
 /// Label of `errors`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StageLabels {
-    /// `api`, `wal`, `relay`, `source`, `sink`, `clickhouse`.
+    /// `api`, `wal`, `relay`, `source`, `sink`, `clickhouse`, `reprocess`.
     pub stage: &'static str,
 }
 
@@ -111,6 +111,13 @@ pub struct PluginFaultLabels {
     pub plugin: String,
     /// `panic`, `failed`, `bad_output`, `deadline`, `crash`, `exhausted`.
     pub kind: &'static str,
+}
+
+/// Label of `reprocessed_events`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReprocessLabels {
+    /// `stored`, `rejected` or `dropped`.
+    pub outcome: &'static str,
 }
 
 macro_rules! catalogue {
@@ -202,8 +209,10 @@ catalogue! {
     source_events: Counter = Counter::default();
     /// Offsets that the broker no longer had when they were due: records lost to retention.
     source_gap_offsets: Counter = Counter::default();
-    /// Rows inserted into ClickHouse and acknowledged.
+    /// Rows inserted into ClickHouse and acknowledged, parked events apart.
     sink_rows: Counter = Counter::default();
+    /// Parked events inserted into ClickHouse and acknowledged: they wait for `plugins reprocess`.
+    sink_parked_rows: Counter = Counter::default();
     /// Inserts acknowledged.
     sink_inserts: Counter = Counter::default();
     /// Duration of an insert, retries apart.
@@ -212,6 +221,8 @@ catalogue! {
     sink_lag: FloatGauge [Unit::Seconds] = Gauge::default();
     /// Rows read and not yet stored.
     sink_pending_rows: Gauge = Gauge::default();
+    /// Parked events that were run through their plugin again, by what became of them.
+    reprocessed_events: Family<ReprocessLabels, Counter> = Family::default();
     /// Records and messages kept in the dead-letter files of this node.
     dead_letters: Counter = Counter::default();
 

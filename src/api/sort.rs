@@ -21,9 +21,9 @@ use crate::{
     plugins::{
         Plugins,
         call::{Fault, Purpose},
-        chain::{Chain, End},
+        chain::{Abandoned, Chain, End},
         set::Set,
-        threads::{Abandoned, RunError, Worker},
+        threads::{RunError, Worker},
     },
     row::{self, ParkedRow},
     tenants::Tenant,
@@ -100,11 +100,11 @@ async fn sort_with_plugins(
         };
         match plugins.threads().run(job).await {
             Ok(sorted) => return sorted,
-            Err(RunError::Abandoned(late)) => {
-                if let Some(plugin) = set.named(&late.plugin) {
-                    plugin.fault(&Fault::Deadline { limit: late.limit });
+            Err(RunError::Abandoned { plugin: name, limit }) => {
+                if let Some(plugin) = set.named(&name) {
+                    plugin.fault(&Fault::Deadline { limit });
                 }
-                abandoned.push(late);
+                abandoned.push(Abandoned { plugin: name, limit });
                 // The thread that hangs holds the body, and what was reserved for it.
                 held = api.inner.budget.reservation();
                 if !held.grow(request.body.len()) {

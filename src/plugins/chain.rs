@@ -13,13 +13,13 @@
 //! - An event that is parked is parked as its sender sent it, whatever plugins before have made of it: it goes through all
 //!   of them again.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use super::{
     call::{Call, Fault, Input, Purpose, Verdict},
     plugin::Plugin,
     set::Set,
-    threads::{Abandoned, Worker},
+    threads::Worker,
 };
 use crate::{
     event::{self, Acceptance},
@@ -92,6 +92,15 @@ const OUTCOMES: [(&str, fn(&Verdict) -> bool); 4] = [
     ("rejected", |verdict| matches!(verdict, Verdict::Reject { .. })),
     ("dropped", |verdict| matches!(verdict, Verdict::Drop { .. })),
 ];
+
+/// A plugin that did not return in time with the events of this request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Its name.
+    pub plugin: Arc<str>,
+    /// What it was given.
+    pub limit: Duration,
+}
 
 /// An event on its way.
 struct Item<'a> {
@@ -177,7 +186,10 @@ impl<'a> Chain<'a> {
                 // This job was given up, and the fault counted, while the call went on: nobody waits for the rest.
                 Err(Fault::Abandoned) => break,
                 Err(fault) => {
-                    plugin.fault(&fault);
+                    // It was not entered: the fault is that of whoever hangs.
+                    if !matches!(fault, Fault::Exhausted { .. }) {
+                        plugin.fault(&fault);
+                    }
                     self.park(&waiting, plugin, &fault.to_string())?;
                 }
             }

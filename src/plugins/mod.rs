@@ -28,6 +28,7 @@ pub mod slots;
 pub mod faults;
 // Which plugins are in use, and which of them is given which event.
 pub mod plugin;
+pub mod faults;
 pub mod set;
 pub mod chain;
 pub mod folder;
@@ -41,3 +42,5 @@ pub mod reprocess;
 pub mod control;
 pub mod commands;
 pub mod scaffold;
+
+pub use registry::Plugins;

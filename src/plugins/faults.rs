@@ -32,7 +32,7 @@ impl FaultWindow {
     }
 
     /// Counts a fault at `now`. Returns whether the limit is reached with it; counting begins anew then.
-    pub fn fault(&mut self, now: Instant) -> bool {
+    pub fn record(&mut self, now: Instant) -> bool {
         let window = self.window;
         self.faults.retain(|fault| now.saturating_duration_since(*fault) < window);
         if self.faults.len() + 1 >= self.limit {
@@ -88,7 +88,7 @@ mod tests {
         ];
         for (limit, window, at, expected) in table {
             let mut faults = FaultWindow::new(limit, Duration::from_secs(window));
-            let reached: Vec<bool> = at.iter().map(|at| faults.fault(start + Duration::from_secs(*at))).collect();
+            let reached: Vec<bool> = at.iter().map(|at| faults.record(start + Duration::from_secs(*at))).collect();
             assert_eq!(reached, expected, "{limit} in {window} s, at {at:?}");
         }
     }
@@ -98,7 +98,7 @@ mod tests {
         let start = Instant::now();
         let mut faults = FaultWindow::new(5, Duration::from_secs(60));
         for _ in 0..3 {
-            faults.fault(start);
+            faults.record(start);
         }
         assert_eq!(faults.count(start + Duration::from_secs(59)), 3);
         assert_eq!(faults.count(start + Duration::from_secs(60)), 0);

@@ -25,7 +25,6 @@ pub mod instance;
 pub mod isolated;
 pub mod threads;
 pub mod slots;
-pub mod faults;
 // Which plugins are in use, and which of them is given which event.
 pub mod plugin;
 pub mod faults;

@@ -88,6 +88,15 @@ pub enum Fault {
         /// Exit status or signal.
         how: String,
     },
+    /// It was not called, and may be innocent: too many threads hang in calls of plugins.
+    #[error(
+        "it was not called: {leaked} threads hang in calls of plugins, the most that is allowed; find the plugin in the log, \
+         remove it and start the engine anew"
+    )]
+    Exhausted {
+        /// How many.
+        leaked: usize,
+    },
 }
 
 impl Fault {
@@ -99,6 +108,7 @@ impl Fault {
             Self::BadOutput { .. } => "bad_output",
             Self::Deadline { .. } => "deadline",
             Self::Crashed { .. } => "crash",
+            Self::Exhausted { .. } => "exhausted",
         }
     }
 }

@@ -95,6 +95,13 @@ impl PluginLabels {
     }
 }
 
+/// Label of `plugin_loads`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LoadLabels {
+    /// `used`, `refused`, or `removed`.
+    pub result: &'static str,
+}
+
 /// Labels of `plugin_faults`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PluginFaultLabels {
@@ -208,6 +215,13 @@ catalogue! {
     plugin_counter: Family<PluginSeriesLabels, Counter> = Family::default();
     /// Gauges that plugins set, each under its plugin and the plugin's own name for it.
     plugin_gauge: Family<PluginSeriesLabels, FloatGauge> = Family::default();
+
+    /// Plugins in use, quarantined ones included.
+    plugins_loaded: Gauge = Gauge::default();
+    /// 1 while the plugin is quarantined, else 0.
+    plugin_quarantined: Family<PluginLabels, Gauge> = Family::default();
+    /// Files of the plugins' folder that were taken into use, refused, or removed.
+    plugin_loads: Family<LoadLabels, Counter> = Family::default();
 
     /// Starts of the embedded ClickHouse child.
     clickhouse_starts: Counter = Counter::default();

@@ -76,12 +76,16 @@ pub enum Fault {
         /// What is wrong with it, and with which event.
         problem: String,
     },
-    /// It did not return in time.
+    /// It did not return in time, and was stopped or left behind.
     #[error("it did not return within {limit:?}")]
     Deadline {
         /// What it was given.
         limit: Duration,
     },
+    /// It did not return in time, on a thread of this process: whoever waited for the job has been told, and the job is
+    /// to be ended at once.
+    #[error("the job was given up")]
+    Abandoned,
     /// The process that it runs in ended.
     #[error("its process ended: {how}")]
     Crashed {
@@ -106,7 +110,7 @@ impl Fault {
             Self::Panicked { .. } => "panic",
             Self::Failed { .. } => "failed",
             Self::BadOutput { .. } => "bad_output",
-            Self::Deadline { .. } => "deadline",
+            Self::Deadline { .. } | Self::Abandoned => "deadline",
             Self::Crashed { .. } => "crash",
             Self::Exhausted { .. } => "exhausted",
         }

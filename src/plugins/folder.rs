@@ -132,8 +132,8 @@ pub struct Copied {
     pub sha256: String,
     /// Where it is.
     pub path: PathBuf,
-    /// The state of the file that was read.
-    pub stamp: Stamp,
+    /// The state of the file that was read; none when the copy is older than the file.
+    pub stamp: Option<Stamp>,
 }
 
 /// The folder and its copies.
@@ -169,6 +169,11 @@ impl Folder {
     /// Where the copy of the library with this sum is, if there is one.
     pub fn copy(&self, sha256: &str) -> PathBuf {
         self.copies.join(format!("{sha256}{SUFFIX}"))
+    }
+
+    /// Whether the library with this sum may be loaded.
+    pub fn allows(&self, sha256: &str) -> bool {
+        self.allow.is_empty() || self.allow.contains(sha256)
     }
 
     /// The libraries in the folder by name, each with its state. Says nothing of whether they may be loaded.
@@ -277,7 +282,7 @@ impl Folder {
             return Err(being_written());
         }
         let sha256 = hexadecimal(&hasher.finalize());
-        if !self.allow.is_empty() && !self.allow.contains(&sha256) {
+        if !self.allows(&sha256) {
             return Err(FolderError::NotAllowed { path: path.to_owned(), sha256 });
         }
         let target = self.copy(&sha256);
@@ -289,7 +294,7 @@ impl Folder {
             fs::rename(temporary, &target).map_err(writing)?;
             File::open(&self.copies).and_then(|folder| folder.sync_all()).map_err(writing)?;
         }
-        Ok(Copied { sha256, path: target, stamp })
+        Ok(Copied { sha256, path: target, stamp: Some(stamp) })
     }
 
     fn belongs(&self, path: &Path, metadata: &Metadata) -> Result<(), FolderError> {

@@ -27,6 +27,7 @@ pub mod threads;
 pub mod slots;
 // Which plugins are in use, and which of them is given which event.
 pub mod plugin;
+pub mod faults;
 pub mod set;
 pub mod chain;
 pub mod folder;
@@ -40,3 +41,5 @@ pub mod reprocess;
 pub mod control;
 pub mod commands;
 pub mod scaffold;
+
+pub use registry::Plugins;

@@ -57,7 +57,6 @@ use super::{
     instance,
     plugin::{Deadline, Quarantine},
     set::Set,
-    slots::{Slots, SlotsError},
     state::{By, StateError},
     threads::{self, Threads},
     watch::Change,
@@ -158,8 +157,14 @@ pub enum StartError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// The crash slots cannot be used.
-    #[error(transparent)]
-    Slots(#[from] SlotsError),
+    #[error("cannot open the record of calls, {}", path.display())]
+    Slots {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The system has no thread to give.
     #[error("cannot start the plugins' threads")]
     Threads(#[source] io::Error),
@@ -231,7 +236,7 @@ struct Shared {
 #[derive(Clone)]
 pub struct Plugins {
     shared: Arc<Shared>,
-    threads: Option<Threads>,
+    threads: Threads,
     teller: Arc<Teller>,
 }
 
@@ -276,18 +281,18 @@ impl Plugins {
     }
 
     /// The plugins in use now. Cheap: for every request.
-    pub fn set(&self) -> Arc<Set> {
+    pub fn current(&self) -> Arc<Set> {
         self.shared.set.load_full()
     }
 
-    /// Where their calls run; none on a node that only declares tables.
-    pub fn threads(&self) -> Option<&Threads> {
-        self.threads.as_ref()
+    /// Where their calls run.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
     }
 
     /// Every file, in use or refused, by name.
     pub fn list(&self) -> Vec<Listed> {
-        let (set, mut listed) = (self.set(), self.shared.listed.load().as_ref().clone());
+        let (set, mut listed) = (self.current(), self.shared.listed.load().as_ref().clone());
         for one in &mut listed {
             one.overlay(&set);
         }

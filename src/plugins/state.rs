@@ -26,7 +26,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{descriptor::Descriptor, plugin::Quarantine};
+use super::{
+    descriptor::Descriptor,
+    plugin::Quarantine,
+    slots::{Crash, signal_name},
+};
 
 /// Name of the file in the state folder.
 const FILE: &str = "state.json";
@@ -89,19 +93,6 @@ pub struct Faulty {
     pub quarantine: Quarantine,
 }
 
-/// A crash of the process while a plugin was in call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Crash {
-    /// The plugin in call.
-    pub plugin: String,
-    /// The sum of its file, hexadecimal.
-    pub sha256: String,
-    /// The signal, as `SIGSEGV`.
-    pub signal: String,
-    /// When.
-    pub at: Timestamp,
-}
-
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -133,7 +124,7 @@ impl State {
             };
             let crashes = self.crashes.iter().filter(recent).count();
             if crashes >= CRASHES && !self.faulty.contains_key(&crash.sha256) {
-                let reason = format!("the engine crashed {crashes} times within an hour in it ({})", crash.signal);
+                let reason = format!("the engine crashed {crashes} times within an hour in it ({})", signal_name(crash.signal));
                 let quarantine = Quarantine { reason, since: now };
                 self.faulty.insert(crash.sha256.clone(), Faulty { plugin: crash.plugin, quarantine });
                 given_up.push(crash.sha256);
@@ -148,6 +139,13 @@ impl State {
         self.crashes.retain(|crash| within(crash.at, CRASHES_KEPT));
         let used: Vec<&str> = self.files.values().map(|known| known.sha256.as_str()).collect();
         self.faulty.retain(|sum, faulty| used.contains(&sum.as_str()) || within(faulty.quarantine.since, FAULTY_KEPT));
+    }
+
+    /// Forgets why the plugin `name` from the file with this sum was quarantined, so that its faults count afresh.
+    pub fn pardon(&mut self, name: &str, sha256: &str) {
+        self.quarantined.remove(name);
+        self.faulty.remove(sha256);
+        self.crashes.retain(|crash| crash.sha256 != sha256);
     }
 
     /// Why the plugin `name` from the file with this sum is not to be called: an operator's reason before the engine's.
@@ -256,7 +254,7 @@ mod tests {
     }
 
     fn crash(sha256: &str, minute: i64) -> Crash {
-        Crash { plugin: "p".to_owned(), sha256: sha256.to_owned(), signal: "SIGSEGV".to_owned(), at: at(minute) }
+        Crash { plugin: "p".to_owned(), sha256: sha256.to_owned(), signal: libc::SIGSEGV, at: at(minute) }
     }
 
     #[test]

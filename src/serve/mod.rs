@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! start   log --> API and admin ports --> ClickHouse (embedded or remote) --> tables --> source + sink
-//!                                   \--> relay (with brokers)
+//!                                   \--> relay (with brokers)                       \--> those of parked events, when
+//!                                                                                        their topic comes into being
 //! stop    API (answer what is in flight) --> relay, sink (drain within their budgets) --> log --> embedded ClickHouse
 //! ```
 //!

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Common, OpenLog, settings};
 use crate::{
-    broker::source::KafkaSource,
+    broker::{self, source::KafkaSource},
     clickhouse::{
         Client, MigrateError, Migrator, Mode,
         embedded::{Supervisor, SupervisorSettings},
@@ -17,7 +17,7 @@ use crate::{
     error_chain::chain,
     health::{Component, Health},
     metrics::Metrics,
-    sink::{Sink, wal_source::WalSource},
+    sink::{self, Sink, wal_source::WalSource},
 };
 
 /// Stores what the source gives until `stop`. With a `log` it is the source, else the broker is.
@@ -77,8 +77,48 @@ async fn store(
             Arc::clone(&metrics),
         )
         .context("joining the consumer group")?;
-        Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
+        let events = Sink::new(source, client.clone(), settings, sink_health, metrics).run(stop.clone());
+        let events = async { events.await.map_err(anyhow::Error::from) };
+        tokio::try_join!(events, store_parked(common, client, stop))?;
     }
+    Ok(())
+}
+
+/// How often it is looked for the topic of parked events. In most clusters it never comes, and one that has just come may
+/// wait: the topic keeps its events for days.
+const LOOK_FOR_PARKED: Duration = Duration::from_secs(15);
+
+/// Stores what the topic of parked events holds, once there is such a topic. Until then there is no consumer, no group and
+/// nothing in health.
+async fn store_parked(common: &Common, client: Client, stop: CancellationToken) -> Result<()> {
+    let config = &common.config;
+    let topic = settings::broker(config).parked();
+    let coming = async {
+        loop {
+            match broker::exists(&topic).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                // An outage, which the source of events tells of.
+                Err(error) => tracing::debug!(error = chain(&error), "cannot look for the topic of parked events"),
+            }
+            tokio::time::sleep(LOOK_FOR_PARKED).await;
+        }
+    };
+    if stop.run_until_cancelled(coming).await.is_none() {
+        return Ok(());
+    }
+    tracing::info!(topic = topic.topic, "plugins have parked events; storing them too");
+    let (health, metrics) = (&common.health, &common.metrics);
+    let source = KafkaSource::new(
+        topic,
+        settings::range_limits(config),
+        common.dead_letters.clone(),
+        health.component("parked_broker"),
+        Arc::clone(metrics),
+    )
+    .context("joining the consumer group of parked events")?;
+    let settings = sink::Settings { shows_lag: false, ..settings::sink(config) };
+    Sink::new(source, client, settings, health.component("parked_sink"), Arc::clone(metrics)).run(stop).await?;
     Ok(())
 }
 

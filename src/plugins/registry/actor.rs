@@ -24,8 +24,8 @@ use crate::{
         folder::{Copied, Folder, Stamp},
         plugin::{Plugin, Quarantine},
         set::Set,
-        slots::Slots,
-        state::{Crash, Faulty, Known, State, StateFile},
+        slots::{Crash, Slots, signal_name},
+        state::{Faulty, Known, State, StateFile},
         threads::Threads,
         watch::Watch,
     },
@@ -110,21 +110,23 @@ impl Actor {
         shared: Arc<Shared>,
         tell: mpsc::Sender<Message>,
         runtime: Handle,
-    ) -> Result<(Self, Option<Threads>), StartError> {
+    ) -> Result<(Self, Threads), StartError> {
         let state_dir = settings.state_dir();
         let lock = FolderLock::acquire(&state_dir, Duration::ZERO)?;
         let (mut file, damaged) = StateFile::open(&state_dir)?;
         let folder = Folder::open(settings.dir.clone(), state_dir.join("libraries"), settings.allow.clone())?;
         let now = Timestamp::now();
-        let threads = match settings.mode {
+        let slots = match settings.mode {
+            // No event enters a plugin here.
             Mode::DeclareOnly => None,
             Mode::Run => {
-                let (slots, crashes) = Slots::open(&state_dir.join("calls"))?;
+                let path = state_dir.join("calls");
+                let (slots, crashes) = Slots::open(&path).map_err(|source| StartError::Slots { path, source })?;
                 remember(&mut file.state, crashes, now);
-                let threads = Threads::start(settings.threads, Some(slots), Arc::clone(&parts.metrics));
-                Some(threads.map_err(StartError::Threads)?)
+                Some(slots)
             }
         };
+        let threads = Threads::start(settings.threads, slots, Arc::clone(&parts.metrics)).map_err(StartError::Threads)?;
         file.state.forget(now);
         // Before anything is loaded: what the slots have told must outlive a crash while loading.
         file.save()?;
@@ -272,7 +274,7 @@ impl Actor {
         let loaded = if self.folder.allows(&known.sha256) {
             self.prepare(file, copied, Some(known), &BTreeSet::new())
         } else {
-            Err(Refusal::passing("plugins.allow does not list it any more".to_owned()))
+            Err(Refusal::Passing("plugins.allow does not list it any more".to_owned()))
         };
         let used = loaded.unwrap_or_else(|earlier| {
             let reason = format!("it cannot be loaded: {refusal}; and the copy that was in use before: {earlier}");
@@ -376,7 +378,7 @@ impl Actor {
         if let Some(conflict) = self.others(file, gone).conflict(&descriptor, None) {
             return Err(Refusal::Conflict(conflict));
         }
-        (self.declare)(&descriptor).map_err(|problem| Refusal::passing(format!("its tables: {problem}")))?;
+        (self.declare)(&descriptor).map_err(|problem| Refusal::Passing(format!("its tables: {problem}")))?;
         let quarantine = self.file.state.quarantine(&descriptor.name, &copied.sha256);
         let quarantine = quarantine.map(|(_, quarantine)| quarantine.clone());
         let backend = match (&quarantine, self.settings.mode) {
@@ -557,7 +559,7 @@ fn remember(state: &mut State, crashes: Vec<Crash>, now: Timestamp) {
         tracing::error!(
             plugin = crash.plugin,
             sha256 = crash.sha256,
-            signal = crash.signal,
+            signal = signal_name(crash.signal),
             "the engine crashed while this plugin was in call"
         );
     }

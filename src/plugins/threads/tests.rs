@@ -41,7 +41,7 @@ async fn hang(threads: &Threads, plugin: &str) -> (mpsc::Sender<()>, RunError) {
         .run(move |worker| {
             // Ends with an error when the sender is dropped.
             let fault = worker.call(&caller, SHORT, || wait.recv()).unwrap_err();
-            assert_eq!(fault, Fault::Deadline { limit: SHORT });
+            assert_eq!(fault, Fault::Abandoned);
         })
         .await
         .unwrap_err();
@@ -105,7 +105,7 @@ async fn after_a_late_return_the_job_enters_no_plugin_and_its_result_is_thrown_a
     assert_eq!(result, Err(RunError::Abandoned { plugin: "slow".into(), limit: SHORT }));
     drop(release);
     let (first, second, entered) = end.recv().unwrap();
-    assert_eq!((first, second), (Err(Fault::Deadline { limit: SHORT }), Err(Fault::Deadline { limit: LONG })));
+    assert_eq!((first, second), (Err(Fault::Abandoned), Err(Fault::Abandoned)));
     assert!(!entered);
 }
 

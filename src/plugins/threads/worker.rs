@@ -57,7 +57,7 @@ impl Worker {
     /// One call at a time.
     ///
     /// # Errors
-    /// [`Fault::Deadline`] when it took longer: the job was given up already, and should end at once. [`Fault::Exhausted`]
+    /// [`Fault::Abandoned`] when it took longer: the job was given up already, and should end at once. [`Fault::Exhausted`]
     /// when `code` was not run because too many threads hang.
     pub fn call<T>(&self, caller: &Caller, deadline: Duration, code: impl FnOnce() -> T) -> Result<T, Fault> {
         match &self.place {
@@ -70,7 +70,7 @@ impl Worker {
 impl Place {
     fn call<T>(&self, caller: &Caller, limit: Duration, code: impl FnOnce() -> T) -> Result<T, Fault> {
         if self.watch.is_abandoned() {
-            return Err(Fault::Deadline { limit });
+            return Err(Fault::Abandoned);
         }
         if self.pool.is_exhausted() {
             return Err(Fault::Exhausted { leaked: self.pool.leaked() });
@@ -84,7 +84,7 @@ impl Place {
         if let Some(known) = self.known.borrow().get(name) {
             known.calls.observe(took.as_secs_f64());
         }
-        if in_time { Ok(result) } else { Err(Fault::Deadline { limit }) }
+        if in_time { Ok(result) } else { Err(Fault::Abandoned) }
     }
 
     /// The place of what is known of the caller, and its entry in the table of callers.

@@ -204,7 +204,7 @@ impl Inner {
                         expires_at: acceptance.expires_at,
                         plugin: (&*plugin).into(),
                         kind: event.kind,
-                        reason: reason.into(),
+                        reason: reason.as_str().into(),
                         raw: batch.events.get(event.number).copied().unwrap_or_default().into(),
                     };
                     row::encode_parked(&parked, &mut encoded);

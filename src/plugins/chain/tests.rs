@@ -102,7 +102,7 @@ fn run(plugins: &[&Made], events: &[&str], abandoned: &[Abandoned]) -> Result<Ve
     let ended = chain.run(&Worker::detached(), Purpose::LIVE, abandoned)?;
     let shown = |event: &EndedEvent<'_>| match &event.end {
         End::Accepted(range) => {
-            let row = row::decode(&ended.rows[range.clone()]).unwrap();
+            let row::Row::Event(row) = row::decode(&ended.rows[range.clone()]).unwrap() else { panic!("a parked row") };
             assert_eq!((row.event_id, row.expires_at), (event.id, 77));
             format!("accepted {}{}", row.name.0, row.properties.0)
         }
@@ -215,7 +215,7 @@ fn an_id_that_the_sender_gave_may_be_left_out_of_the_output() {
     assert!(chain.push(0, &json, &row));
     let ended = chain.run(&Worker::detached(), Purpose::LIVE, &[]).unwrap();
     let End::Accepted(range) = ended.events[0].end.clone() else { panic!("{:?}", ended.events) };
-    let row = row::decode(&ended.rows[range]).unwrap();
+    let row::Row::Event(row) = row::decode(&ended.rows[range]).unwrap() else { panic!("a parked row") };
     assert_eq!((row.event_id.to_string().as_str(), &*row.name), (id, "new"));
 }
 

@@ -171,8 +171,10 @@ impl Actor {
                 Ok(Message::Stop(answer)) => {
                     self.used.clear();
                     self.shared.set.store(Arc::default());
-                    // Whoever stops the engine may have stopped waiting.
-                    answer.map(|answer| drop(answer.send(())));
+                    if let Some(answer) = answer {
+                        // Whoever stops the engine may have stopped waiting: nothing is left to tell then.
+                        answer.send(()).unwrap_or(());
+                    }
                     return;
                 }
                 Ok(message) => self.take_in(message),

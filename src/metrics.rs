@@ -116,7 +116,7 @@ pub struct PluginFaultLabels {
 /// Label of `plugin_loads`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LoadLabels {
-    /// `used`, `refused` or `removed`.
+    /// `loaded`, `refused` or `removed`.
     pub result: &'static str,
 }
 

@@ -53,6 +53,7 @@ pub use listed::{Listed, Standing};
 
 use super::{
     descriptor::Descriptor,
+    faults::FaultWindow,
     folder::FolderError,
     instance,
     plugin::{Deadline, Quarantine},
@@ -108,10 +109,8 @@ pub struct Settings {
     pub deadline: Deadline,
     /// Threads for their calls.
     pub threads: threads::Settings,
-    /// So many faults within `fault_window` quarantine one.
-    pub faults: usize,
-    /// The time in which faults are counted.
-    pub fault_window: Duration,
+    /// How many faults within which time quarantine one.
+    pub faults: FaultWindow,
     /// What they may return.
     pub limits: instance::Limits,
     /// By plugin, what it is configured with: JSON objects.

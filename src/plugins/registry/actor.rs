@@ -361,7 +361,7 @@ impl Actor {
         next.insert(file.to_owned(), used);
         self.adopt(next);
         self.refused.remove(file);
-        self.count("used");
+        self.count("loaded");
     }
 
     /// Everything between a copy and its use. `known` is what was found out of this file name before.

@@ -97,7 +97,7 @@ impl Loader {
             config: settings.config.clone(),
             limits: settings.limits,
             deadline: settings.deadline,
-            faults: FaultWindow::new(settings.faults, settings.fault_window),
+            faults: settings.faults.clone(),
             metrics: Arc::clone(metrics),
             shared,
             tell,

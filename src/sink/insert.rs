@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Settings, report::Report, source::Range};
 use crate::{
-    clickhouse::{Client, Kind, MigrateError, Migrator, QueryError, Template, quote_identifier},
+    clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
     metrics::Metrics,
+    plugins::tables::{Tables, TablesError},
     row::{EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS},
 };
 
@@ -40,6 +41,16 @@ pub(super) enum AttemptError {
     /// Tables or views are not there (yet).
     #[error(transparent)]
     Schema(MigrateError),
+    /// Tables of plugins are not there (yet).
+    #[error(transparent)]
+    Plugins(#[from] TablesError),
+}
+
+/// The tables of plugins, which stand before a row that needs them is inserted.
+pub(super) struct Gate {
+    pub(super) tables: Tables,
+    pub(super) template: Template,
+    pub(super) mode: Mode,
 }
 
 /// Stores ranges. Shared by all inserts in flight.
@@ -50,6 +61,7 @@ pub(super) struct Inserter {
     /// be migrated while inserts are repeated: rows that arrived between the table and its views would be missing
     /// from the views for ever.
     schema_in_doubt: AtomicBool,
+    gate: OnceLock<Gate>,
     statement: String,
     settings: Settings,
     report: Report,
@@ -58,11 +70,17 @@ pub(super) struct Inserter {
 
 impl Inserter {
     pub(super) fn new(client: Client, settings: Settings, report: Report, metrics: Arc<Metrics>) -> Self {
-        let statement = statement(client.database());
+        let statement = insert_statement(client.database());
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
-        Self { client, schema, schema_in_doubt: AtomicBool::new(false), statement, settings, report, metrics }
+        let (schema_in_doubt, gate) = (AtomicBool::new(false), OnceLock::new());
+        Self { client, schema, schema_in_doubt, gate, statement, settings, report, metrics }
+    }
+
+    /// Lets nothing through before the tables of plugins stand. The first gate stays.
+    pub(super) fn guard(&self, gate: Gate) {
+        self.gate.get_or_init(|| gate);
     }
 
     /// Inserts `range` until it is stored, its partition is taken away, or `stop` comes while it cannot be stored.
@@ -112,6 +130,11 @@ impl Inserter {
                 Err(missing) => return Err(AttemptError::Schema(missing)),
             }
         }
+        if let Some(Gate { tables, template, mode }) = self.gate.get()
+            && !tables.is_applied()
+        {
+            tables.bring_up(&self.client, template, *mode).await?;
+        }
         let started = Instant::now();
         // A range of which every row went to the dead letters is only to be committed.
         if range.rows > 0 {
@@ -120,6 +143,9 @@ impl Inserter {
                 && matches!(error.kind(), Kind::Infrastructure | Kind::Configuration)
             {
                 self.schema_in_doubt.store(true, Relaxed);
+                if let Some(gate) = self.gate.get() {
+                    gate.tables.doubt();
+                }
             }
             result?;
         }
@@ -135,7 +161,7 @@ impl Inserter {
 }
 
 /// The insert, naming every column that a row has: one that a later migration adds takes its default.
-fn statement(database: &str) -> String {
+pub(crate) fn insert_statement(database: &str) -> String {
     let columns = EVENT_COLUMNS.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS);
     let columns: Vec<String> = columns.map(|column| quote_identifier(column)).collect();
     format!("INSERT INTO {}.events ({}) FORMAT RowBinary", quote_identifier(database), columns.join(", "))

@@ -31,7 +31,7 @@ const PLUGIN: &str = "redact";
 /// What the sender of the `number`th parked event wrote: with white space that is to stay, and for every third without id.
 fn raw(number: u64) -> String {
     let id = parked_id(number).0;
-    let id = if number % 3 == 0 { String::new() } else { format!("\"id\": \"{id}\", ") };
+    let id = if number.is_multiple_of(3) { String::new() } else { format!("\"id\": \"{id}\", ") };
     format!("{{ {id}\"type\":\t\"custom\", \"name\":\"n{number}\", \"text\":\"\\u00e9 'quoted' \\\\ €\"}}\n")
 }
 
@@ -68,7 +68,8 @@ fn encode_event(number: u64) -> Vec<u8> {
 
 /// A request of ten rows from `first` on, of which every other is parked.
 fn mixed(first: u64) -> Vec<Vec<u8>> {
-    let row = |number| if number % 2 == 0 { encode_event(number) } else { encode_parked(&parked(number)) };
+    let row =
+        |number: u64| if number.is_multiple_of(2) { encode_event(number) } else { encode_parked(&parked(number)) };
     (first..first + 10).map(row).collect()
 }
 

@@ -154,7 +154,8 @@ async fn parked_events_go_on_once_and_each_to_its_end() {
 async fn a_run_that_is_stopped_anywhere_doubles_and_loses_nothing() {
     let rig = Rig::new().await;
     // Three pages, with events of three tenants and two expiries between them.
-    let row = |number| ParkedRow { expires_at: FAR + 3600 * u32::from(number % 2 == 0), ..parked(number) };
+    let row =
+        |number: u64| ParkedRow { expires_at: FAR + 3600 * u32::from(number.is_multiple_of(2)), ..parked(number) };
     rig.park((0..2500).map(row)).await;
     let mut stops: VecDeque<Step> =
         [Step::Run, Step::Stored, Step::Stored, Step::Released, Step::Run, Step::Stored, Step::Released].into();
@@ -263,7 +264,7 @@ async fn one_run_of_a_plugin_at_a_time() {
 #[tokio::test]
 async fn two_parked_events_with_one_id_become_one_row_and_neither_comes_back() {
     let rig = Rig::new().await;
-    let twice = |number| ParkedRow { event_id: parked(1).event_id, raw: Text(raw(1).into()), ..parked(number) };
+    let twice = |number: u64| ParkedRow { event_id: parked(1).event_id, raw: Text(raw(1).into()), ..parked(number) };
     rig.park([twice(1), twice(1), parked(2)]).await;
     // The same event is in `events` already, sent before the plugin failed: another row, and not this one.
     store(rig.home.path(), &rig.client, [vec![encode_event(0)]]).await;

@@ -19,4 +19,5 @@ mod durability;
 mod migrations;
 mod outages;
 mod plugins;
+mod parked;
 mod sink;

@@ -8,8 +8,8 @@ mod arguments;
 mod table;
 
 use std::{
-    io,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -29,7 +29,10 @@ use super::{
     scaffold::{self, ScaffoldError},
     state::{State, StateError, StateFile},
 };
-use crate::folder_lock::{FolderLock, LockError};
+use crate::{
+    cli::EXIT_FAILURE,
+    folder_lock::{FolderLock, LockError},
+};
 
 /// What the commands need of the configuration.
 #[derive(Clone, Debug)]
@@ -83,9 +86,6 @@ pub enum CommandError {
     /// The check's report says no; it was printed.
     #[error("{} cannot be used", .0.display())]
     Unusable(PathBuf),
-    /// The child's side of a check lost its parent.
-    #[error("the check has nobody to report to")]
-    Child(#[source] io::Error),
     /// No crate was made.
     #[error(transparent)]
     Scaffold(#[from] ScaffoldError),
@@ -110,7 +110,25 @@ pub fn run(action: Action, settings: &Settings) -> Result<(), CommandError> {
             println!("{}", made.display());
             Ok(())
         }
+        // Done before the configuration was read.
         Action::Host(_) => Ok(()),
+    }
+}
+
+impl Action {
+    /// What the engine starts this program for: does it and gives the exit code. None for what people ask for.
+    pub fn run_as_child(&self) -> Option<ExitCode> {
+        match self {
+            Self::Check { file, as_child: true, .. } => Some(match check::serve_child(file) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::from(EXIT_FAILURE),
+                Err(error) => {
+                    eprintln!("error: the check has nobody to report to: {error}");
+                    ExitCode::from(EXIT_FAILURE)
+                }
+            }),
+            _ => None,
+        }
     }
 }
 

@@ -113,6 +113,13 @@ pub struct PluginFaultLabels {
     pub kind: &'static str,
 }
 
+/// Label of `plugin_loads`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LoadLabels {
+    /// `loaded`, `refused` or `removed`.
+    pub result: &'static str,
+}
+
 /// Label of `reprocessed_events`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReprocessLabels {
@@ -168,6 +175,12 @@ catalogue! {
     plugin_calls: Family<PluginLabels, Histogram> [Unit::Seconds] = Family::new_with_constructor(call_histogram);
     /// What plugins did wrong, by plugin and kind.
     plugin_faults: Family<PluginFaultLabels, Counter> = Family::default();
+    /// Plugins in use, quarantined ones included.
+    plugins_loaded: Gauge = Gauge::default();
+    /// 1 while the plugin is quarantined, else 0.
+    plugin_quarantined: Family<PluginLabels, Gauge> = Family::default();
+    /// Files of the plugins' folder that were taken into use, refused, or removed.
+    plugin_loads: Family<LoadLabels, Counter> = Family::default();
     /// Threads that hang in calls of plugins that were given up.
     plugin_threads_leaked: Gauge = Gauge::default();
 

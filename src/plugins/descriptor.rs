@@ -205,7 +205,7 @@ fn examples(place: &str, examples: &[Box<RawValue>], problems: &mut Problems) {
 }
 
 /// Whether the plugin is given events of the type `name`.
-fn handles(descriptor: &Descriptor, name: &str) -> bool {
+pub(super) fn handles(descriptor: &Descriptor, name: &str) -> bool {
     descriptor.adds.iter().any(|added| added.name == name)
         || descriptor.enriches.iter().any(|enriched| enriched == name || enriched == "*")
 }

@@ -37,6 +37,7 @@ pub mod registry;
 // What they leave behind.
 pub mod tables;
 pub mod reprocess;
+pub mod rerun;
 // For people.
 pub mod control;
 pub mod commands;

@@ -59,6 +59,16 @@ impl Schemas {
         Ok(Self { of })
     }
 
+    /// Number of types that have a schema.
+    pub fn len(&self) -> usize {
+        self.of.len()
+    }
+
+    /// Whether no type has one.
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty()
+    }
+
     /// Holds an event against the schema of its type `kind`. A type without a schema takes every event.
     ///
     /// # Errors

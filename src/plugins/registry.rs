@@ -348,5 +348,3 @@ impl std::fmt::Display for By {
     }
 }
 
-#[cfg(test)]
-mod tests;

@@ -28,6 +28,7 @@ use thiserror::Error;
 
 use super::{
     descriptor::Descriptor,
+    faults::crashed_too_often,
     plugin::Quarantine,
     slots::{Crash, signal_name},
 };
@@ -40,11 +41,6 @@ const VERSION: u32 = 1;
 const CRASHES_KEPT: SignedDuration = SignedDuration::from_hours(24);
 /// How long the engine remembers why it gave up a file that is not in use any more. Somebody may put it back.
 const FAULTY_KEPT: SignedDuration = SignedDuration::from_hours(24 * 30);
-/// So many crashes with one file within [`CRASH_WINDOW`] quarantine it.
-pub const CRASHES: usize = 3;
-/// The time in which [`CRASHES`] are counted.
-pub const CRASH_WINDOW: SignedDuration = SignedDuration::from_hours(1);
-
 /// Why the state cannot be read or written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -111,23 +107,22 @@ pub struct State {
 }
 
 impl State {
-    /// Takes in crashes that were just found. A file that crashed the process [`CRASHES`] times within [`CRASH_WINDOW`]
-    /// is given up.
+    /// Takes in crashes that were just found. A file that crashed the process too often ([`crashed_too_often`]), seen from
+    /// its last crash, is given up.
     ///
     /// Returns the sums that this gave up.
     pub fn crashed(&mut self, found: impl IntoIterator<Item = Crash>, now: Timestamp) -> Vec<String> {
         let mut given_up = Vec::new();
         for crash in found {
+            let (sha256, at) = (crash.sha256.clone(), crash.at);
             self.crashes.push(crash.clone());
-            let recent = |other: &&Crash| {
-                other.sha256 == crash.sha256 && crash.at.duration_since(other.at).abs() <= CRASH_WINDOW
-            };
-            let crashes = self.crashes.iter().filter(recent).count();
-            if crashes >= CRASHES && !self.faulty.contains_key(&crash.sha256) {
-                let reason = format!("the engine crashed {crashes} times within an hour in it ({})", signal_name(crash.signal));
+            if crashed_too_often(&self.crashes, &sha256, at) && !self.faulty.contains_key(&sha256) {
+                let crashes = self.crashes.iter().filter(|crash| crash.sha256 == sha256).count();
+                let signal = signal_name(crash.signal);
+                let reason = format!("the engine crashed in it again and again ({crashes} times, at last with {signal})");
                 let quarantine = Quarantine { reason, since: now };
-                self.faulty.insert(crash.sha256.clone(), Faulty { plugin: crash.plugin, quarantine });
-                given_up.push(crash.sha256);
+                self.faulty.insert(sha256.clone(), Faulty { plugin: crash.plugin, quarantine });
+                given_up.push(sha256);
             }
         }
         given_up
@@ -267,7 +262,7 @@ mod tests {
         assert_eq!(state.crashed([crash("a", 80)], at(81)), ["a"]);
         let (by, quarantine) = state.quarantine("p", "a").unwrap();
         assert_eq!((by, quarantine.since), (By::Engine, at(81)));
-        assert!(quarantine.reason.contains("3 times") && quarantine.reason.contains("SIGSEGV"), "{quarantine:?}");
+        assert!(quarantine.reason.contains("4 times") && quarantine.reason.contains("SIGSEGV"), "{quarantine:?}");
         assert_eq!(state.quarantine("p", "b"), None);
         // It is said once.
         assert!(state.crashed([crash("a", 82)], at(82)).is_empty());

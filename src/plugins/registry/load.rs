@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use crate::{
     metrics::Metrics,
     plugins::{
         call::{Backend, Call, Fault, Verdict},
+        check::{self, CheckError},
         descriptor::Descriptor,
         faults::FaultWindow,
         folder::{Copied, FolderError},
@@ -72,6 +73,7 @@ pub(super) struct Loader {
     runtime: Handle,
     threads: Threads,
     hosts: Hosts,
+    program: PathBuf,
     config: BTreeMap<String, serde_json::Value>,
     limits: Limits,
     deadline: Deadline,
@@ -94,6 +96,7 @@ impl Loader {
             runtime,
             threads,
             hosts: Hosts::new(metrics.of_plugins()),
+            program: settings.program.clone(),
             config: settings.config.clone(),
             limits: settings.limits,
             deadline: settings.deadline,
@@ -110,9 +113,22 @@ impl Loader {
 
     /// Has a child process load the library at `path` and try it on its own examples.
     pub fn check(&self, path: &Path) -> Result<Descriptor, Refusal> {
-        let library = Library::open(path).map_err(|error| wrong(&error))?;
-        let caller = Caller { plugin: "check".into(), sha256: "".into() };
-        crate::plugins::instance::describe(&Worker::detached(), &caller, &library).map_err(|error| wrong(&error))
+        let request = check::Request {
+            configs: self.config.iter().map(|(name, config)| (name.clone(), config.clone())).collect(),
+            limits: self.limits,
+        };
+        let report = check::check_in_child(&self.program, path, &request).map_err(|error| match error {
+            // Nothing is said of the plugin.
+            CheckError::Start(_) | CheckError::Garbled { .. } => Refusal::Passing(chain(&error)),
+            _ => wrong(&error),
+        })?;
+        for warning in report.warnings() {
+            tracing::warn!(file = report.file, step = %warning.step, detail = warning.detail, "the check of a plugin warns");
+        }
+        match (report.problem(), report.descriptor) {
+            (None, Some(descriptor)) => Ok(descriptor),
+            (problem, _) => Err(Refusal::Wrong(problem.unwrap_or_else(|| "it does not say what it is".to_owned()))),
+        }
     }
 
     /// Code that can be called.

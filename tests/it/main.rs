@@ -18,5 +18,6 @@ mod configuration;
 mod durability;
 mod migrations;
 mod outages;
+mod plugin_registry;
 mod plugins;
 mod sink;

@@ -20,4 +20,5 @@ mod migrations;
 mod outages;
 mod plugin_registry;
 mod plugins;
+mod parked;
 mod sink;

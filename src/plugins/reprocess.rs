@@ -104,7 +104,7 @@ pub trait Rerun: Send + Sync {
 }
 
 /// What became of parked events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
     /// In `events` now, those included that an earlier run had stored and not released.
     pub stored: u64,

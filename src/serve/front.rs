@@ -33,7 +33,7 @@ impl Front {
             Some(wal) => {
                 let tenants = settings::tenants(config)?;
                 let codec = settings::codec(config);
-                Api::new(settings::limits(config), tenants, wal.clone(), codec, Arc::clone(&common.metrics))
+                Api::new(settings::limits(config), tenants, wal.clone(), codec, None, Arc::clone(&common.metrics))
                     .router(probe.clone())
             }
             None => api::health_router(probe.clone()),

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -19,8 +19,9 @@ use super::{
     source::{Block, Range},
 };
 use crate::{
-    clickhouse::{Client, Kind, MigrateError, Migrator, QueryError, Template, quote_identifier},
+    clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
     metrics::Metrics,
+    plugins::tables::{Tables, TablesError},
     row::{EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS},
 };
 
@@ -44,6 +45,16 @@ pub(super) enum AttemptError {
     /// Tables or views are not there (yet).
     #[error(transparent)]
     Schema(MigrateError),
+    /// Tables of plugins are not there (yet).
+    #[error(transparent)]
+    Plugins(#[from] TablesError),
+}
+
+/// The tables of plugins, which stand before a row that needs them is inserted.
+pub(super) struct Gate {
+    pub(super) tables: Tables,
+    pub(super) template: Template,
+    pub(super) mode: Mode,
 }
 
 /// Stores ranges. Shared by all inserts in flight.
@@ -56,6 +67,7 @@ pub(super) struct Inserter {
     schema_in_doubt: AtomicBool,
     into_events: String,
     into_parked: String,
+    gate: OnceLock<Gate>,
     settings: Settings,
     report: Report,
     metrics: Arc<Metrics>,
@@ -68,8 +80,13 @@ impl Inserter {
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
-        let schema_in_doubt = AtomicBool::new(false);
-        Self { client, schema, schema_in_doubt, into_events, into_parked, settings, report, metrics }
+        let (schema_in_doubt, gate) = (AtomicBool::new(false), OnceLock::new());
+        Self { client, schema, schema_in_doubt, gate, into_events, into_parked, settings, report, metrics }
+    }
+
+    /// Lets nothing through before the tables of plugins stand. The first gate stays.
+    pub(super) fn guard(&self, gate: Gate) {
+        self.gate.get_or_init(|| gate);
     }
 
     /// Inserts `range` until it is stored, its partition is taken away, or `stop` comes while it cannot be stored.
@@ -119,6 +136,11 @@ impl Inserter {
                 Err(missing) => return Err(AttemptError::Schema(missing)),
             }
         }
+        if let Some(Gate { tables, template, mode }) = self.gate.get()
+            && !tables.is_applied()
+        {
+            tables.bring_up(&self.client, template, *mode).await?;
+        }
         let started = Instant::now();
         // A range of which every row went to the dead letters is only to be committed.
         let events = Block { rows: range.rows, body: range.body.clone() };
@@ -132,6 +154,9 @@ impl Inserter {
                 && matches!(error.kind(), Kind::Infrastructure | Kind::Configuration)
             {
                 self.schema_in_doubt.store(true, Relaxed);
+                if let Some(gate) = self.gate.get() {
+                    gate.tables.doubt();
+                }
             }
             result?;
         }

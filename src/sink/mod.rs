@@ -32,8 +32,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{clickhouse::Client, health::Component, metrics::Metrics};
-use insert::{Inserter, Outcome};
+use crate::{
+    clickhouse::{Client, Mode, Template},
+    health::Component,
+    metrics::Metrics,
+    plugins::tables::Tables,
+};
+use insert::{Gate, Inserter, Outcome};
 pub(crate) use insert::{insert_settings, statement as insert_statement};
 use report::Report;
 use source::{Range, RangeId, Source, SourceError};
@@ -98,6 +103,13 @@ impl<S: Source> Sink<S> {
         let report = Report::new(health, client.database());
         let inserter = Inserter::new(client, settings.clone(), report.clone(), metrics.clone());
         Self { source, inserter: Arc::new(inserter), settings, metrics, report, pending: Vec::new() }
+    }
+
+    /// Inserts nothing before the tables of plugins stand, and makes them if `mode` allows it; `template` says how.
+    #[must_use]
+    pub fn with_tables(self, tables: Tables, template: Template, mode: Mode) -> Self {
+        self.inserter.guard(Gate { tables, template, mode });
+        self
     }
 
     /// Works until `cancel`, then finishes what is running.

@@ -18,5 +18,6 @@ mod configuration;
 mod durability;
 mod migrations;
 mod outages;
+mod plugins;
 mod parked;
 mod sink;

@@ -17,7 +17,7 @@ pub const CRASH_LIMIT: usize = 3;
 pub const CRASH_WINDOW: Duration = Duration::from_secs(3600);
 
 /// Faults of one plugin within a window of time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FaultWindow {
     limit: usize,
     window: Duration,

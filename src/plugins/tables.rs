@@ -39,7 +39,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::descriptor::Descriptor;
-use crate::clickhouse::{Client, Mode, QueryError, Template};
+use crate::clickhouse::{Client, Kind, Mode, QueryError, Template};
 use declared::{Declaration, Declarations, is_newer};
 use kind::quote;
 use plan::{Object, Role};
@@ -105,6 +105,17 @@ pub enum TablesError {
 }
 
 impl TablesError {
+    /// Whether trying again can help without a change of the plugin or of the database.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Look(_) => true,
+            Self::Statement { source, .. } => matches!(source.kind(), Kind::Infrastructure),
+            // In mode verify the operator makes them.
+            Self::Missing { .. } => true,
+            Self::Occupied { .. } | Self::Declaration { .. } => false,
+        }
+    }
+
     /// ClickHouse's answer, if it is one.
     pub fn query(&self) -> Option<&QueryError> {
         match self {
@@ -128,6 +139,20 @@ impl Standing {
         let rest = self.comment.strip_prefix("plugin ")?.strip_prefix(plugin)?.strip_prefix(' ')?;
         let (version, rest) = rest.split_once(", ")?;
         Some((version, rest.rsplit_once(", ")?.1))
+    }
+}
+
+/// What a plugin had declared before it declared something else.
+#[derive(Clone, Debug)]
+pub struct Before(Option<Declaration>);
+
+/// Whether `new` asks for more than `old`.
+fn is_news(old: Option<&Declaration>, new: &Declaration) -> bool {
+    match old {
+        None => !new.is_empty(),
+        Some(old) if *new == (Declaration { applied: new.applied, ..old.clone() }) => false,
+        // Where it was before; its tables hold more than it fills.
+        Some(old) => !(old.applied && new.is_older_than(old)),
     }
 }
 
@@ -186,18 +211,38 @@ impl Tables {
     ///
     /// # Errors
     /// The file's; nothing has changed then.
-    pub fn declare(&self, descriptor: &Descriptor) -> io::Result<()> {
+    pub fn declare(&self, descriptor: &Descriptor) -> io::Result<Before> {
         let new = Declaration::new(descriptor);
         let mut declarations = self.0.declarations.lock();
-        match declarations.get(&new.plugin) {
-            None if new.is_empty() => return Ok(()),
-            Some(old) if new == (Declaration { applied: new.applied, ..old.clone() }) => return Ok(()),
-            // Where it was before; its tables hold more than it fills.
-            Some(old) if old.applied && new.is_older_than(old) => return Ok(()),
-            _ => {}
+        let before = declarations.get(&new.plugin).cloned();
+        if !is_news(before.as_ref(), &new) {
+            return Ok(Before(before));
         }
         let mut changed = declarations.clone();
         changed.insert(new.plugin.clone(), new);
+        declared::store(&self.0.path, &changed)?;
+        *declarations = changed;
+        self.0.generation.fetch_add(1, Ordering::Release);
+        Ok(Before(before))
+    }
+
+    /// Whether [`Self::declare`] would change nothing.
+    pub fn is_declared(&self, descriptor: &Descriptor) -> bool {
+        let new = Declaration::new(descriptor);
+        !is_news(self.0.declarations.lock().get(&new.plugin), &new)
+    }
+
+    /// Takes back a declaration whose tables cannot be made, while the plugin has not had an event yet.
+    ///
+    /// # Errors
+    /// The file's; the declaration stays then.
+    pub fn restore(&self, plugin: &str, before: Before) -> io::Result<()> {
+        let mut declarations = self.0.declarations.lock();
+        let mut changed = declarations.clone();
+        match before.0 {
+            Some(declaration) => changed.insert(plugin.to_owned(), declaration),
+            None => changed.remove(plugin),
+        };
         declared::store(&self.0.path, &changed)?;
         *declarations = changed;
         self.0.generation.fetch_add(1, Ordering::Release);

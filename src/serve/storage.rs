@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::{Common, OpenLog, settings};
+use super::{
+    Common, OpenLog,
+    plugins::{self, Reached},
+    settings,
+};
 use crate::{
     broker::{self, source::KafkaSource},
     clickhouse::{
@@ -60,6 +64,9 @@ async fn store(
         tokio::spawn(watch(client.clone(), health, watching.clone()));
         watching.drop_guard()
     });
+    let (template, mode) = (settings::template(config, child.is_some()), mode(config));
+    common.clickhouse.get_or_init(|| Reached { client: client.clone(), template: template.clone(), mode });
+    let tables = common.tables.clone();
     let (settings, metrics) = (settings::sink(config), Arc::clone(&common.metrics));
     let limits = settings::range_limits(config);
     if let Some(OpenLog { wal, reader }) = log {
@@ -67,7 +74,8 @@ async fn store(
         let source =
             WalSource::open(wal, reader, limits, common.dead_letters.clone(), source_health, Arc::clone(&metrics))
                 .context("reading the write-ahead log")?;
-        Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
+        let sink = Sink::new(source, client, settings, sink_health, metrics);
+        sink.with_tables(tables, template, mode).run(stop).await?;
     } else {
         let source = KafkaSource::new(
             settings::broker(config),
@@ -77,7 +85,8 @@ async fn store(
             Arc::clone(&metrics),
         )
         .context("joining the consumer group")?;
-        let events = Sink::new(source, client.clone(), settings, sink_health, metrics).run(stop.clone());
+        let sink = Sink::new(source, client.clone(), settings, sink_health, metrics);
+        let events = sink.with_tables(tables, template, mode).run(stop.clone());
         let events = async { events.await.map_err(anyhow::Error::from) };
         tokio::try_join!(events, store_parked(common, client, stop))?;
     }
@@ -151,7 +160,7 @@ pub async fn migrate(config: Config) -> Result<()> {
     }
     let child = start_embedded(&config, health, Arc::new(Metrics::new())).await?;
     let migrated = async {
-        let (_, migrator) = client(&config, child.as_ref())?;
+        let (client, migrator) = client(&config, child.as_ref())?;
         let applied = migrator.apply().await.context("migrating")?;
         if applied.is_empty() {
             tracing::info!("the tables are up to date");
@@ -159,7 +168,8 @@ pub async fn migrate(config: Config) -> Result<()> {
         for file in applied {
             tracing::info!(file, "applied");
         }
-        Ok(())
+        let template = settings::template(&config, child.is_some());
+        plugins::tables(&config)?.apply(&client, &template).await.context("making the tables of plugins")
     }
     .await;
     if let Some(child) = child {
@@ -191,7 +201,12 @@ fn client(config: &Config, child: Option<&Supervisor>) -> Result<(Client, Migrat
     Ok((client, migrator))
 }
 
-fn mode(config: &Config) -> Mode {
+/// The client of a configured server.
+pub(super) fn remote_client(config: &Config) -> Result<Client> {
+    Client::new(&settings::clickhouse(config, None)).context("setting up the client of ClickHouse")
+}
+
+pub(super) fn mode(config: &Config) -> Mode {
     match config.clickhouse.migrate {
         Migrate::Auto => Mode::Auto,
         Migrate::Verify => Mode::Verify,

@@ -3,11 +3,11 @@
 use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
+    os::unix::process::CommandExt,
     os::{
         fd::OwnedFd,
         unix::{fs::FileExt, net::UnixStream, process::ExitStatusExt},
     },
-    os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -131,7 +131,9 @@ impl Process {
                 let length = self.answer.first_chunk().map_or(0, |head| u32::from_le_bytes(*head) as usize);
                 // The kind is part of it.
                 if length == 0 || length > most.saturating_add(1) {
-                    return Err(Broken::Garbage(format!("it says that its answer has {length} bytes, of at most {most}")));
+                    return Err(Broken::Garbage(format!(
+                        "it says that its answer has {length} bytes, of at most {most}"
+                    )));
                 }
                 wanted = HEAD - 1 + length;
                 self.answer.resize(wanted.max(have), 0);

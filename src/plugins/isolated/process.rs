@@ -196,6 +196,16 @@ impl Process {
         is_over(&self.end, Duration::ZERO).then(|| self.finish().map_or_else(|| "unknown".to_owned(), how))
     }
 
+    #[cfg(test)]
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_over(&self) -> bool {
+        is_over(&self.end, Duration::ZERO)
+    }
+
     /// Kills it and everything that it has started; returns its status.
     pub(super) fn finish(&mut self) -> Option<ExitStatus> {
         kill_and_wait(&mut self.child.take()?)
@@ -225,7 +235,7 @@ impl Drop for Process {
 /// Its group first: until it is waited for, the id is nobody else's.
 fn kill_and_wait(child: &mut Child) -> Option<ExitStatus> {
     // An error means that nobody is left.
-    drop(kill_process_group(Pid::from_child(child), Signal::KILL));
+    kill_process_group(Pid::from_child(child), Signal::KILL).ok();
     child.wait().ok()
 }
 

@@ -198,9 +198,18 @@ mod tests {
     #[test]
     fn help_tells_the_layers_the_subcommands_and_the_exit_codes() {
         let help = run(&["--help"]).unwrap_err().to_string();
-        for part in
-            ["INGESTION_", "_FILE", "Exit codes", "64", "check-config", "drain", "migrate", "clickhouse", "plugins", "Examples"]
-        {
+        for part in [
+            "INGESTION_",
+            "_FILE",
+            "Exit codes",
+            "64",
+            "check-config",
+            "drain",
+            "migrate",
+            "clickhouse",
+            "plugins",
+            "Examples",
+        ] {
             assert!(help.contains(part), "{part} is missing in\n{help}");
         }
     }

@@ -259,8 +259,7 @@ impl Folder {
             _ => {}
         }
         // Executable for the loader, and not writable, so that nobody changes it by mistake.
-        let mut copy =
-            OpenOptions::new().write(true).create_new(true).mode(0o500).open(temporary).map_err(writing)?;
+        let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o500).open(temporary).map_err(writing)?;
         let (mut hasher, mut buffer, mut size) = (Sha256::new(), vec![0; CHUNK], 0_u64);
         loop {
             let read = match file.read(&mut buffer) {

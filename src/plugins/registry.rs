@@ -347,4 +347,3 @@ impl std::fmt::Display for By {
         })
     }
 }
-

@@ -119,7 +119,8 @@ impl State {
             if crashed_too_often(&self.crashes, &sha256, at) && !self.faulty.contains_key(&sha256) {
                 let crashes = self.crashes.iter().filter(|crash| crash.sha256 == sha256).count();
                 let signal = signal_name(crash.signal);
-                let reason = format!("the engine crashed in it again and again ({crashes} times, at last with {signal})");
+                let reason =
+                    format!("the engine crashed in it again and again ({crashes} times, at last with {signal})");
                 let quarantine = Quarantine { reason, since: now };
                 self.faulty.insert(sha256.clone(), Faulty { plugin: crash.plugin, quarantine });
                 given_up.push(sha256);

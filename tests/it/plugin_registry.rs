@@ -194,7 +194,11 @@ async fn a_file_comes_changes_and_goes_while_its_users_go_on() {
     copy_bytes_in(&home.made("pilot", "3", &[]), home.path(), "pilot.so");
     node.wait_for_version("pilot", "3");
     for (plugin, version) in [(first, "1"), (second, "2"), (node.plugin("pilot").unwrap(), "3")] {
-        assert_eq!(version_of(&node.plugins, plugin).await.as_deref(), Some(version), "it has users until they are done");
+        assert_eq!(
+            version_of(&node.plugins, plugin).await.as_deref(),
+            Some(version),
+            "it has users until they are done"
+        );
     }
     assert_eq!(node.health().state, State::Up);
 
@@ -267,9 +271,7 @@ async fn a_renamed_file_is_the_same_plugin_without_a_gap() {
     move_in(&home.made("pilot", "1", &[]), home.path(), "a.so");
     let node = home.start().await;
     fs::rename(home.file("a.so"), home.file("b.so")).unwrap();
-    eventually("it has the new file's name", || {
-        node.plugin("pilot").expect("there is one at any time").file == "b.so"
-    });
+    eventually("it has the new file's name", || node.plugin("pilot").expect("there is one at any time").file == "b.so");
     assert_eq!(node.plugins.list().len(), 1);
     node.stop().await;
 }
@@ -351,10 +353,7 @@ async fn a_start_with_a_bad_file_goes_on_with_the_copy_of_the_good_one() {
     let plugin = node.plugin("pilot").unwrap();
     assert!(!plugin.is_loaded());
     assert!(plugin.quarantine().unwrap().reason.contains("cannot be loaded"));
-    assert!(matches!(
-        node.plugins.resume("pilot".to_owned()).await,
-        Err(CommandError::Load { .. })
-    ));
+    assert!(matches!(node.plugins.resume("pilot".to_owned()).await, Err(CommandError::Load { .. })));
     // A good file mends it.
     move_in(&home.made("pilot", "2", &[]), home.path(), "pilot.so");
     node.wait_for_version("pilot", "2");
@@ -506,10 +505,7 @@ async fn two_engines_do_not_share_a_registry() {
     let home = Home::new();
     let node = home.start().await;
     let (data_dir, settings) = (home.data(), Request::List);
-    assert!(matches!(
-        control::ask::<Value>(&data_dir, &settings, |_| {}),
-        Err(ClientError::NotRunning { .. })
-    ));
+    assert!(matches!(control::ask::<Value>(&data_dir, &settings, |_| {}), Err(ClientError::NotRunning { .. })));
     // A socket that a killed engine left behind is replaced.
     drop(std::os::unix::net::UnixListener::bind(data_dir.join("control.sock")).unwrap());
     assert!(matches!(control::ask::<Value>(&data_dir, &settings, |_| {}), Err(ClientError::NotRunning { .. })));
@@ -557,7 +553,8 @@ fn a_path_that_is_too_long_for_a_socket_is_told() {
 fn replaced(bytes: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
     let mut bytes = bytes.to_vec();
-    let places: Vec<usize> = bytes.windows(old.len()).enumerate().filter(|(_, w)| *w == old).map(|(at, _)| at).collect();
+    let places: Vec<usize> =
+        bytes.windows(old.len()).enumerate().filter(|(_, w)| *w == old).map(|(at, _)| at).collect();
     assert!(!places.is_empty(), "it is there");
     for at in places {
         bytes[at..at + new.len()].copy_from_slice(new);

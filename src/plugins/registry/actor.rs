@@ -97,7 +97,8 @@ pub(super) struct Actor {
 impl Drop for Actor {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.health.down("the registry of plugins panicked: changes in the folder are not seen; restart the engine");
+            self.health
+                .down("the registry of plugins panicked: changes in the folder are not seen; restart the engine");
         }
     }
 }
@@ -126,13 +127,15 @@ impl Actor {
                 Some(slots)
             }
         };
-        let threads = Threads::start(settings.threads, slots, Arc::clone(&parts.metrics)).map_err(StartError::Threads)?;
+        let threads =
+            Threads::start(settings.threads, slots, Arc::clone(&parts.metrics)).map_err(StartError::Threads)?;
         file.state.forget(now);
         // Before anything is loaded: what the slots have told must outlive a crash while loading.
         file.save()?;
         folder.forget_copies(&file.state.files.values().map(|known| known.sha256.as_str()).collect());
 
-        let loader = Loader::new(&settings, threads.clone(), runtime, &parts.metrics, Arc::clone(&shared), tell.clone());
+        let loader =
+            Loader::new(&settings, threads.clone(), runtime, &parts.metrics, Arc::clone(&shared), tell.clone());
         let troubles = Troubles { damaged, ..Troubles::default() };
         let due = Instant::now();
         let mut actor = Self {
@@ -280,7 +283,12 @@ impl Actor {
         };
         let used = loaded.unwrap_or_else(|earlier| {
             let reason = format!("it cannot be loaded: {refusal}; and the copy that was in use before: {earlier}");
-            tracing::error!(plugin = known.plugin, file, reason, "a plugin is without code; its events are kept for it");
+            tracing::error!(
+                plugin = known.plugin,
+                file,
+                reason,
+                "a plugin is without code; its events are kept for it"
+            );
             let quarantine = Some(Quarantine { reason, since: Timestamp::now() });
             let descriptor = known.descriptor.clone();
             // Its descriptor was read before, so its schemas compile; if not, its events are parked unjudged.
@@ -328,7 +336,11 @@ impl Actor {
         let mut rest = self.used.clone();
         for file in gone {
             if let Some(used) = rest.remove(&file) {
-                tracing::info!(plugin = used.plugin.name(), file, "a plugin's file is gone; its event types are retired");
+                tracing::info!(
+                    plugin = used.plugin.name(),
+                    file,
+                    "a plugin's file is gone; its event types are retired"
+                );
                 self.count("removed");
             }
         }

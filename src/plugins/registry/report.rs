@@ -81,8 +81,9 @@ pub(super) fn list(
         }
         listed
     });
-    let of_refused =
-        refused.iter().map(|(file, refused)| Listed::refused(file, refused.sha256.as_deref(), &refused.refusal.to_string()));
+    let of_refused = refused
+        .iter()
+        .map(|(file, refused)| Listed::refused(file, refused.sha256.as_deref(), &refused.refusal.to_string()));
     let mut listed: Vec<Listed> = of_used.chain(of_refused).collect();
     // Stable: of one name the file in use comes first.
     listed.sort_by(|a, b| a.file.cmp(&b.file));

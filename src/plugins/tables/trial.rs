@@ -174,7 +174,10 @@ async fn insert(client: &Client, scratch: &Template, rows: &Bytes) -> Result<(),
         ("insert_deduplication_token", Uuid::new_v4().to_string()),
         ("max_partitions_per_insert_block", "0".to_owned()),
     ];
-    client.insert(&insert_statement(&scratch.database, "events", EVENT_COLUMNS, &[]), &settings, rows.clone()).await.map_err(TrialError::Insert)
+    client
+        .insert(&insert_statement(&scratch.database, "events", EVENT_COLUMNS, &[]), &settings, rows.clone())
+        .await
+        .map_err(TrialError::Insert)
 }
 
 /// How the scratch databases of `database` begin.

@@ -92,6 +92,29 @@ impl Host {
     pub(super) fn as_ptr(self) -> *const abi::Host {
         self.0
     }
+
+    fn context(self) -> &'static Context {
+        // SAFETY: made in `new`, never freed and never written to.
+        unsafe { &*self.0.context.cast::<Context>() }
+    }
+
+    /// As the plugin's own call of [`abi::Host::count`], for one that runs elsewhere.
+    pub(super) fn count(self, name: &str, by: u64) {
+        self.context().count(name, by);
+    }
+
+    /// As the plugin's own call of [`abi::Host::gauge`], for one that runs elsewhere.
+    pub(super) fn gauge(self, name: &str, value: f64) {
+        self.context().gauge(name, value);
+    }
+
+    /// Every counter and every gauge of the plugin, with their values now.
+    pub(super) fn series(self) -> (Vec<(Box<str>, u64)>, Vec<(Box<str>, f64)>) {
+        let series = self.context().series.read();
+        let counters = series.counters.iter().map(|(name, counter)| (name.clone(), counter.get())).collect();
+        let gauges = series.gauges.iter().map(|(name, gauge)| (name.clone(), gauge.get())).collect();
+        (counters, gauges)
+    }
 }
 
 /// Only what may be used by many threads at once becomes a context.
@@ -114,6 +137,20 @@ struct Series {
 }
 
 impl Context {
+    fn count(&self, name: &str, by: u64) {
+        let known = |series: &Series| series.counters.get(name).cloned();
+        if let Some(counter) = self.series(name, |series| &mut series.counters, known, PluginMetrics::counter) {
+            counter.inc_by(by);
+        }
+    }
+
+    fn gauge(&self, name: &str, value: f64) {
+        let known = |series: &Series| series.gauges.get(name).cloned();
+        if let Some(gauge) = self.series(name, |series| &mut series.gauges, known, PluginMetrics::gauge) {
+            gauge.set(value);
+        }
+    }
+
     /// The series `name` in `of`, made by `make` if there is room.
     fn series<T: Clone>(
         &self,
@@ -193,12 +230,7 @@ unsafe extern "C" fn count(context: *mut c_void, name: abi::Bytes, by: u64) {
     unsafe {
         guarded(context, (), |context| {
             // One more byte than allowed, so that a longer name is refused and not cut.
-            let name = read(name, NAME_BYTES + 1);
-            let known = |series: &Series| series.counters.get(&*name).cloned();
-            let counter = context.series(&name, |series| &mut series.counters, known, PluginMetrics::counter);
-            if let Some(counter) = counter {
-                counter.inc_by(by);
-            }
+            context.count(&read(name, NAME_BYTES + 1), by);
         });
     }
 }
@@ -206,13 +238,6 @@ unsafe extern "C" fn count(context: *mut c_void, name: abi::Bytes, by: u64) {
 unsafe extern "C" fn gauge(context: *mut c_void, name: abi::Bytes, value: f64) {
     // SAFETY: as in `log`.
     unsafe {
-        guarded(context, (), |context| {
-            let name = read(name, NAME_BYTES + 1);
-            let known = |series: &Series| series.gauges.get(&*name).cloned();
-            let gauge = context.series(&name, |series| &mut series.gauges, known, PluginMetrics::gauge);
-            if let Some(gauge) = gauge {
-                gauge.set(value);
-            }
-        });
+        guarded(context, (), |context| context.gauge(&read(name, NAME_BYTES + 1), value));
     }
 }

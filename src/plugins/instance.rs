@@ -12,6 +12,8 @@
 
 mod output;
 
+pub(super) use output::read as read_verdicts;
+
 use std::{ffi::c_void, ptr::NonNull, time::Duration};
 
 use ingestion_plugin_abi::{self as abi, Status};

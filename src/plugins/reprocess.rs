@@ -13,8 +13,10 @@
 //!   the next run would do twice or leave out.
 //! - An insert of which nobody knows whether it was done is repeated: the same rows under the same token, which `events`
 //!   and the target of every view recognise each for itself.
-//! - One limit: when ClickHouse breaks off between `events` and a view, and this run ends before it has repeated the insert,
-//!   the next run finds the events stored and leaves that view as it is.
+//! - Two limits, both for a run that ends while an insert is on its way and never repeats it. If ClickHouse breaks off
+//!   between `events` and a view, the next run finds the events stored and leaves that view as it is. If ClickHouse is still
+//!   at work when the next run looks, the next insert is dropped by its token for as long as the page is the same; that it is
+//!   not takes an event that was parked meanwhile and sorts before them.
 //!
 //! # Operation
 //! - An event goes through all plugins of its type, as if it had just been sent, and is stored when all let it through. The

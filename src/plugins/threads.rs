@@ -31,6 +31,7 @@ mod watchdog;
 mod worker;
 
 use pool::{Job, Pool};
+pub(super) use watch::waited_for_a_processor;
 pub use worker::Worker;
 
 /// How many threads.

@@ -24,7 +24,7 @@ const DETAIL_BYTES: usize = 1 << 20;
 ///
 /// # Safety
 /// As for [`lent`]: what the verdicts point to can be read until this returns.
-pub(super) unsafe fn read(raw: &[abi::Verdict], input: usize, limits: &Limits) -> Result<Vec<Verdict>, Fault> {
+pub(in crate::plugins) unsafe fn read(raw: &[abi::Verdict], input: usize, limits: &Limits) -> Result<Vec<Verdict>, Fault> {
     let mut reader = Reader { limits, left: limits.call_bytes(input), allowed: limits.call_bytes(input) };
     let mut verdicts = Vec::with_capacity(raw.len());
     for (index, verdict) in raw.iter().enumerate() {

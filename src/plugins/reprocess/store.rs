@@ -65,11 +65,13 @@ impl Store {
         let (database, plugin) = (&self.database, quote_text(plugin));
         let behind = behind.map_or_else(String::new, |place| {
             let Place { tenant_id, received_at_ms, wal_id, wal_seq, wal_ordinal } = place;
-            // The first condition says less than the second; the index understands it.
+            let (tenant_id, received_at) =
+                (format!("toUUID('{tenant_id}')"), format!("fromUnixTimestamp64Milli({received_at_ms}, 'UTC')"));
+            // The first condition says less than the second; the table's index understands it.
             format!(
-                " AND tenant_id >= '{tenant_id}' AND (tenant_id, received_at, wal_id, wal_seq, wal_ordinal) > \
-                 (toUUID('{tenant_id}'), fromUnixTimestamp64Milli({received_at_ms}, 'UTC'), toUUID('{wal_id}'), \
-                 {wal_seq}, {wal_ordinal})"
+                " AND (tenant_id > {tenant_id} OR tenant_id = {tenant_id} AND received_at >= {received_at}) \
+                 AND (tenant_id, received_at, wal_id, wal_seq, wal_ordinal) > \
+                 ({tenant_id}, {received_at}, toUUID('{wal_id}'), {wal_seq}, {wal_ordinal})"
             )
         });
         let from = format!(

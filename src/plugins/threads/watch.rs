@@ -94,11 +94,10 @@ impl Watch {
 
     /// How long this thread has waited for a processor in all its life.
     fn waited(&self) -> Duration {
-        // Three decimal numbers of at most 20 digits: run time, wait time (nanoseconds), slices.
+        // Three decimal numbers of at most 20 digits.
         let mut buffer = [0; 64];
         let read = self.schedstat.as_ref().and_then(|file| file.read_at(&mut buffer, 0).ok()).unwrap_or(0);
-        let text = buffer.get(..read).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("");
-        Duration::from_nanos(text.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0))
+        waited_for_a_processor(buffer.get(..read).unwrap_or_default())
     }
 }
 
@@ -161,6 +160,12 @@ impl Watched {
     }
 }
 
+/// What a `schedstat` says: run time, wait time (nanoseconds), slices. Zero when there is none.
+pub(in crate::plugins) fn waited_for_a_processor(schedstat: &[u8]) -> Duration {
+    let text = std::str::from_utf8(schedstat).unwrap_or("");
+    Duration::from_nanos(text.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0))
+}
+
 /// What of `spent` a thread did not wait for a processor, given how long it had waited before and after.
 fn own_time(spent: Duration, waited_before: Duration, waited_after: Duration) -> Duration {
     spent.saturating_sub(waited_after.saturating_sub(waited_before))
@@ -186,6 +191,14 @@ mod tests {
             (ms(50), ms(100), ms(0), ms(50)),
         ] {
             assert_eq!(own_time(spent, before, after), own, "{spent:?} {before:?} {after:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_tells_how_long_a_thread_waited() {
+        assert_eq!(waited_for_a_processor(b"1234 5678 9\n"), Duration::from_nanos(5678));
+        for none in [&b""[..], b"1234", b"a b c", b"\xff"] {
+            assert_eq!(waited_for_a_processor(none), Duration::ZERO);
         }
     }
 

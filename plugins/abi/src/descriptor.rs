@@ -1,11 +1,13 @@
 //! What a plugin says of itself: the JSON document that [`crate::Plugin::describe`] returns.
 //!
-//! Unknown members are ignored, so that a newer plugin can say more to a newer engine.
+//! Unknown members are ignored, so that a newer plugin can say more to a newer engine. All but `name`, `version`, and the
+//! `type` and `examples` of an added type can be left out.
 //!
 //! ```json
 //! {
 //!   "name": "purchase", "version": "1.0.0", "description": "Orders of a shop",
 //!   "adds": [{ "type": "purchase", "description": "An order was paid", "schema": { }, "examples": [{ }] }],
+//!   "enriches": ["pageview"], "examples": [{ "type": "pageview", "path": "/" }], "fail_closed": false,
 //!   "tables": [{
 //!     "name": "orders", "types": ["purchase"],
 //!     "columns": [{ "name": "total", "type": "Decimal(18, 4)", "value": { "property": "total" } }],

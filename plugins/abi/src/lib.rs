@@ -19,6 +19,7 @@
 //!   same major version.
 //! - [`Header`], [`Bytes`], [`Event`], [`Verdict`] and [`Failure`] are frozen within a major version: they stand in
 //!   arrays or are made by both sides.
+//! - `tests/layout.rs` holds the place of every field, and `tests/minor_0.rs` runs a plugin of the first minor version.
 //! - A **major** version may change everything but [`Header`] and [`SYMBOL`]. The engine refuses another major version.
 //!
 //! | minor | what came |
@@ -185,7 +186,7 @@ pub struct Event {
     pub id: [u8; 16],
 }
 
-/// Events of one request. They belong to one tenant.
+/// Events of one request, at least one. They belong to one tenant.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Batch {
@@ -239,14 +240,15 @@ pub struct Host {
     pub reserved: u32,
     /// The first argument of every function below.
     pub context: *mut c_void,
-    /// Writes a log line with the plugin's name. Any thread; does not block.
+    /// Writes a log line with the plugin's name; copies `message`. Any thread; does not block.
     pub log: unsafe extern "C" fn(context: *mut c_void, level: Level, message: Bytes),
-    /// Now, milliseconds since 1970. Any thread.
+    /// Now, milliseconds since 1970. Any thread; does not block.
     pub now_ms: unsafe extern "C" fn(context: *mut c_void) -> i64,
-    /// Adds `by` to the counter `name` of the plugin, shown in `/metrics`. Names have the form of a code; a plugin has at
-    /// most 100 of them, counters and gauges together, further ones are ignored with a warning. Any thread. Since minor 1.
+    /// Adds `by` to the counter `name` of the plugin, shown in `/metrics`; copies `name`. Names have the form of a code; a
+    /// plugin has at most 100 of them, counters and gauges together, further ones are ignored with a warning. Any thread;
+    /// does not block. Since minor 1.
     pub count: unsafe extern "C" fn(context: *mut c_void, name: Bytes, by: u64),
-    /// Sets the gauge `name` of the plugin. Any thread. Since minor 1.
+    /// Sets the gauge `name` of the plugin; copies `name`. Any thread; does not block. Since minor 1.
     pub gauge: unsafe extern "C" fn(context: *mut c_void, name: Bytes, value: f64),
 }
 
@@ -256,27 +258,31 @@ pub struct Host {
 pub struct Plugin {
     /// Who speaks which version.
     pub header: Header,
-    /// The plugin's description as JSON: see [`descriptor`]. The bytes are valid until the process ends and are the same
-    /// at every call. One thread; before any other function.
+    /// The plugin's description as JSON: see [`descriptor`]. The bytes are the plugin's, are valid until the process ends
+    /// and are the same at every call. What is not a JSON object is shown as the words of a failure. One thread; before
+    /// any other function.
     pub describe: unsafe extern "C" fn() -> Bytes,
-    /// Makes an instance. `config` is a JSON object, the table `[plugins.config.<name>]`. Returns null after a failure,
-    /// with the reason in `failure`. One thread; while an older instance, of this library or another, is still in use.
+    /// Makes an instance. `config` is a JSON object, the table `[plugins.config.<name>]`, lent for the call; `host` may be
+    /// kept. What is returned is the plugin's, to be freed by `destroy`; null after a failure, with the reason in
+    /// `failure`. One thread; an older instance, of this library or another, may still be in use on others.
     pub create: unsafe extern "C" fn(host: *const Host, config: Bytes, failure: *mut Failure) -> *mut c_void,
-    /// Says what becomes of each event: fills `batch.count` verdicts. After another status than [`Status::OK`] the
-    /// verdicts are not read. Many threads at once, with one instance.
+    /// Says what becomes of each event: fills `batch.count` verdicts, in the order of the events. Everything is lent for
+    /// the call; what the verdicts point to is the plugin's until `release`. After another status than [`Status::OK`]
+    /// the verdicts are not read. Many threads at once, with one instance.
     pub process: unsafe extern "C" fn(
         instance: *mut c_void,
         batch: *const Batch,
         verdicts: *mut Verdict,
         failure: *mut Failure,
     ) -> Status,
-    /// Frees what the verdicts of one call point to. Called once after every `process`, on its thread, whatever it
-    /// returned.
+    /// Frees what the verdicts of one call point to: they are as `process` left them. Called once after every `process`
+    /// that returned, on its thread, whatever it returned.
     pub release: unsafe extern "C" fn(instance: *mut c_void, verdicts: *mut Verdict, count: u64),
-    /// Ends the instance. One thread, when no other function is under way with it.
+    /// Ends and frees the instance. One thread, once, when no other function is under way with it; not at all while a
+    /// call of `process` hangs, nor when the engine stops at once.
     pub destroy: unsafe extern "C" fn(instance: *mut c_void),
     /// Whether the plugin can do its work, with the reason in `failure` if not: shown in `/health`. May be null. One
-    /// thread, beside `process`. Since minor 1.
+    /// thread at a time, beside `process`. Since minor 1.
     pub health: Option<unsafe extern "C" fn(instance: *mut c_void, failure: *mut Failure) -> Status>,
 }
 

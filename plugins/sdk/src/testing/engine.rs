@@ -13,8 +13,9 @@ use serde::Deserialize;
 
 use super::Fault;
 use crate::{
-    Error, Id, Purpose, Verdict,
+    Error, Id, Plugin, Purpose, Verdict,
     abi::{self, Batch, Bytes, Event, Failure, Host, Level, Outcome, Status},
+    ffi,
 };
 
 /// The tenant of every event.
@@ -108,8 +109,17 @@ unsafe impl Send for Engine {}
 unsafe impl Sync for Engine {}
 
 impl Engine {
-    /// Makes an instance, in an engine of the given minor version.
-    pub(super) fn new(plugin: abi::Plugin, config: &str, minor: u32) -> Result<Self, Error> {
+    /// Makes an instance of a plugin in safe Rust, in an engine of the given minor version.
+    pub(super) fn of<P: Plugin>(config: &str, minor: u32) -> Result<Self, Error> {
+        // SAFETY: this crate keeps to the contract for every `P`.
+        unsafe { Self::new(ffi::plugin::<P>(), config, minor) }
+    }
+
+    /// Makes an instance of any plugin.
+    ///
+    /// # Safety
+    /// `plugin` keeps to the contract.
+    pub(super) unsafe fn new(plugin: abi::Plugin, config: &str, minor: u32) -> Result<Self, Error> {
         // The contract: a host is there until the process ends.
         let record: &'static Record = Box::leak(Box::default());
         let host: &'static Host = Box::leak(Box::new(Host {

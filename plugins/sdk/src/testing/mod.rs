@@ -1,9 +1,21 @@
 //! A plugin's tests: calls a plugin as the engine does, through the functions of the contract, without an engine.
 //!
-//! ```ignore
-//! let harness = Harness::<MyPlugin>::new(json!({ "limit": 10 }))?;
+//! ```
+//! # use ingestion_plugin_sdk::{Description, Error, Host, NoConfig, Plugin, json, testing::Harness};
+//! # struct MyPlugin;
+//! # impl Plugin for MyPlugin {
+//! #     type Config = NoConfig;
+//! #     fn describe() -> Description {
+//! #         Description::new("mine", "1.0.0", "Nothing").enriches(["pageview"])
+//! #     }
+//! #     fn new(_config: NoConfig, _host: Host) -> Result<Self, Error> {
+//! #         Ok(Self)
+//! #     }
+//! # }
+//! let harness = Harness::<MyPlugin>::new(json!({}))?;
 //! harness.check()?;
 //! assert!(harness.event(json!({ "type": "pageview", "url": "https://shop.test/" })).is_keep());
+//! # Ok::<(), Error>(())
 //! ```
 //!
 //! It is not the engine: events are given to the plugin as they are, without the engine's own checks and without the schema.
@@ -18,8 +30,7 @@ use serde_json::Value;
 
 use crate::{
     Error, Plugin, Purpose, Verdict,
-    abi::{Level, descriptor::Descriptor},
-    ffi,
+    abi::{self, Level, descriptor::Descriptor},
 };
 use engine::{Engine, Input};
 
@@ -47,10 +58,30 @@ impl std::fmt::Display for Fault {
 impl std::error::Error for Fault {}
 
 /// A plugin in use. Its tenant is 16 times the byte 1, and its clock stands at 2026-01-01 unless the test says otherwise.
-pub struct Harness<P: Plugin> {
+pub struct Harness<P> {
     engine: Engine,
     purpose: Purpose,
     plugin: PhantomData<P>,
+}
+
+/// Stands for a plugin that is not written with this crate: see [`Harness::foreign`].
+#[derive(Clone, Copy, Debug)]
+pub struct Foreign;
+
+impl Harness<Foreign> {
+    /// Takes what a library exports into use, in whatever language it is written. It must be of today's minor version.
+    ///
+    /// # Errors
+    /// As for [`Harness::new`].
+    ///
+    /// # Safety
+    /// `plugin` keeps to the contract, and its library stays loaded.
+    #[expect(unsafe_code, reason = "only its caller knows what the functions do")]
+    pub unsafe fn foreign(plugin: abi::Plugin, config: Value) -> Result<Self, Error> {
+        // SAFETY: the caller's.
+        let engine = unsafe { Engine::new(plugin, &config.to_string(), abi::ABI_MINOR) }?;
+        Ok(Self { engine, purpose: Purpose::LIVE, plugin: PhantomData })
+    }
 }
 
 impl<P: Plugin> Harness<P> {
@@ -59,7 +90,7 @@ impl<P: Plugin> Harness<P> {
     /// # Errors
     /// What the plugin says: of its configuration, or whatever keeps it from starting.
     pub fn new(config: Value) -> Result<Self, Error> {
-        Self::with_contract(config, crate::abi::ABI_MINOR)
+        Self::with_contract(config, abi::ABI_MINOR)
     }
 
     /// As [`Harness::new`], in an engine of an older minor version of the contract.
@@ -67,10 +98,12 @@ impl<P: Plugin> Harness<P> {
     /// # Errors
     /// As for [`Harness::new`].
     pub fn with_contract(config: Value, minor: u32) -> Result<Self, Error> {
-        let engine = Engine::new(ffi::plugin::<P>(), &config.to_string(), minor)?;
+        let engine = Engine::of::<P>(&config.to_string(), minor)?;
         Ok(Self { engine, purpose: Purpose::LIVE, plugin: PhantomData })
     }
+}
 
+impl<P> Harness<P> {
     /// Gives the events of the next calls another purpose.
     pub fn set_purpose(&mut self, purpose: Purpose) {
         self.purpose = purpose;
@@ -166,7 +199,7 @@ impl<P: Plugin> Harness<P> {
     }
 }
 
-impl<P: Plugin> std::fmt::Debug for Harness<P> {
+impl<P> std::fmt::Debug for Harness<P> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Harness").field("plugin", &std::any::type_name::<P>()).finish_non_exhaustive()
     }

@@ -60,6 +60,9 @@ impl Hosts {
     }
 }
 
+/// Series by their names, with their values.
+pub(super) type Values<T> = Vec<(Box<str>, T)>;
+
 /// The engine, as one plugin sees it. Lives until the process ends.
 #[derive(Clone, Copy)]
 pub struct Host(&'static abi::Host);
@@ -109,7 +112,7 @@ impl Host {
     }
 
     /// Every counter and every gauge of the plugin, with their values now.
-    pub(super) fn series(self) -> (Vec<(Box<str>, u64)>, Vec<(Box<str>, f64)>) {
+    pub(super) fn series(self) -> (Values<u64>, Values<f64>) {
         let series = self.context().series.read();
         let counters = series.counters.iter().map(|(name, counter)| (name.clone(), counter.get())).collect();
         let gauges = series.gauges.iter().map(|(name, gauge)| (name.clone(), gauge.get())).collect();

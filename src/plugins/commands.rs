@@ -23,6 +23,7 @@ use super::{
     check::{self, CheckError},
     control::{self, ClientError, Request},
     instance::Limits,
+    isolated,
     plugin::Quarantine,
     registry::{Listed, state_dir},
     reprocess::Summary,
@@ -58,7 +59,9 @@ pub enum CommandError {
     #[error(transparent)]
     State(#[from] StateError),
     /// An engine runs and cannot be asked.
-    #[error("an engine runs with this data folder, but there is no control socket to ask it by; its log says why")]
+    #[error(
+        "an engine runs with this data folder, or starts just now, and there is no control socket to ask it by: try again, or see its log"
+    )]
     NoSocket(#[source] LockError),
     /// Only an engine can do it.
     #[error("{0}: start the engine, then run this once more")]
@@ -111,7 +114,7 @@ pub fn run(action: Action, settings: &Settings) -> Result<(), CommandError> {
             Ok(())
         }
         // Done before the configuration was read.
-        Action::Host(_) => Ok(()),
+        Action::Host { .. } => Ok(()),
     }
 }
 
@@ -127,6 +130,7 @@ impl Action {
                     ExitCode::from(EXIT_FAILURE)
                 }
             }),
+            Self::Host { library } => Some(isolated::host_main(library)),
             _ => None,
         }
     }

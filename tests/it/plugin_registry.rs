@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{
-    engine::eventually,
+    engine::{Setup, eventually},
     plugins::{copy_bytes_in, folder, move_in, pilot},
 };
 
@@ -38,6 +38,7 @@ struct Home {
     home: tempfile::TempDir,
     allow: BTreeSet<String>,
     mode: Mode,
+    isolated: bool,
     declared: Arc<Mutex<Vec<String>>>,
 }
 
@@ -51,7 +52,7 @@ struct Node {
 impl Home {
     fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
-        Self { home, allow: BTreeSet::new(), mode: Mode::Run, declared: Arc::default() }
+        Self { home, allow: BTreeSet::new(), mode: Mode::Run, isolated: false, declared: Arc::default() }
     }
 
     fn path(&self) -> &Path {
@@ -82,7 +83,7 @@ impl Home {
             program: env!("CARGO_BIN_EXE_ingestion-engine").into(),
             allow: self.allow.clone(),
             mode: self.mode,
-            isolation: Isolation { all: false, named: BTreeSet::new(), bytes: 1 << 30 },
+            isolation: Isolation { all: self.isolated, named: BTreeSet::new(), bytes: 1 << 30 },
             deadline: Deadline { base: Duration::from_secs(10), per_event: Duration::ZERO },
             threads: threads::Settings { threads: 2, leaked: 2 },
             faults,
@@ -249,7 +250,7 @@ async fn two_files_with_one_name_or_one_type_the_first_stays() {
     let built_in = replaced(&built_in, b"\"type\":\"pilot\"", b"\"type\":\"click\"");
     move_in(&replaced(&built_in, b"[\"pilot\"]", b"[\"click\"]"), home.path(), "click.so");
     let refusal = node.wait_for_refusal("click.so");
-    assert!(refusal.contains("click") && refusal.contains("built"), "{refusal}");
+    assert!(refusal.contains("engine's own type \"click\""), "{refusal}");
 
     assert_eq!(node.version("pilot").await.as_deref(), Some("1"));
     let reason = node.wait_for_health(State::Degraded);
@@ -540,6 +541,89 @@ async fn two_engines_do_not_share_a_registry() {
     ask(Request::List).await.unwrap().unwrap();
     control.stop().await;
     assert!(!data_dir.join("control.sock").exists());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_that_a_new_version_gives_up_is_another_one_s() {
+    let home = Home::new();
+    let pilot = home.made("pilot", "1", &[]);
+    move_in(&pilot, home.path(), "pilot.so");
+    let node = home.start().await;
+    move_in(&replaced(&pilot, b"\"name\":\"pilot\"", b"\"name\":\"robot\""), home.path(), "robot.so");
+    node.wait_for_refusal("robot.so");
+    let other = replaced(&pilot, b"\"type\":\"pilot\"", b"\"type\":\"pylot\"");
+    move_in(&replaced(&other, b"[\"pilot\"]", b"[\"pylot\"]"), home.path(), "pilot.so");
+    node.wait_for_version("robot", "1");
+    node.wait_for_health(State::Up);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_no_engine_runs_the_commands_work_on_what_it_remembers() {
+    let home = Home::new();
+    let setup = Setup::new(home.path());
+    let run = |command: &str| {
+        let (status, text) = setup.run(command);
+        (status.success(), text)
+    };
+    assert_eq!(run("plugins list --json").1.trim(), "[]");
+    move_in(&home.made("pilot", "1", &[]), home.path(), "pilot.so");
+    home.start().await.stop().await;
+
+    let (ok, text) = run("plugins quarantine pilot --reason testing");
+    assert!(ok && text.contains("no engine runs now"), "{text}");
+    let (ok, text) = run("plugins list");
+    assert!(ok && text.contains("no engine runs") && text.contains("testing (by operator"), "{text}");
+    let (ok, text) = run("plugins quarantine nobody");
+    assert!(!ok && text.contains("it knows: pilot"), "{text}");
+    let node = home.start().await;
+    assert_eq!(node.plugin("pilot").unwrap().quarantine().unwrap().reason, "testing");
+    // The registry runs, and there is no socket: what is remembered is not touched under its feet.
+    let (ok, text) = run("plugins resume pilot");
+    assert!(!ok && text.contains("no control socket"), "{text}");
+    node.stop().await;
+
+    let (ok, text) = run("plugins resume pilot");
+    assert!(ok && text.contains("plugins reprocess pilot"), "{text}");
+    let (ok, text) = run("plugins resume pilot");
+    assert!(!ok && text.contains("not quarantined"), "{text}");
+    let (ok, text) = run("plugins reprocess pilot");
+    assert!(!ok && text.contains("start the engine"), "{text}");
+    let node = home.start().await;
+    assert_eq!(node.version("pilot").await.as_deref(), Some("1"));
+    node.stop().await;
+}
+
+#[test]
+fn a_library_is_checked_by_hand_as_the_engine_does() {
+    let home = Home::new();
+    let setup = Setup::new(home.path());
+    let good = pilot(home.path(), "pilot", "1", &[]);
+    let (status, text) = setup.run(&format!("plugins check {}", good.display()));
+    assert!(status.success() && text.contains("the plugin can be used"), "{text}");
+    let (status, text) = setup.run(&format!("plugins check --json {}", good.display()));
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert!(status.success() && report["descriptor"]["name"] == "pilot", "{text}");
+    let bad = home.path().join("bad.so");
+    fs::write(&bad, "no library").unwrap();
+    let (status, text) = setup.run(&format!("plugins check {}", bad.display()));
+    assert_eq!(status.code(), Some(1));
+    assert!(text.contains("FAILED") && text.contains("cannot be used"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_isolated_plugin_is_swapped_like_others() {
+    let mut home = Home::new();
+    home.isolated = true;
+    move_in(&home.made("pilot", "1", &[]), home.path(), "pilot.so");
+    let node = home.start().await;
+    assert_eq!(node.version("pilot").await.as_deref(), Some("1"));
+    let crash = call(&node.plugins, node.plugin("pilot").unwrap(), "segfault").await.unwrap_err();
+    assert_eq!(crash.kind(), "crash", "and here we are");
+    move_in(&home.made("pilot", "2", &[]), home.path(), "pilot.so");
+    node.wait_for_version("pilot", "2");
+    assert_eq!(node.version("pilot").await.as_deref(), Some("2"));
     node.stop().await;
 }
 

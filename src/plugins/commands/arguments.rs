@@ -85,13 +85,8 @@ pub enum Action {
     },
     /// Be the process that an isolated plugin runs in.
     #[command(hide = true)]
-    Host(HostArgs),
-}
-
-/// Arguments of `plugins host`: what the engine passes to itself.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-pub struct HostArgs {
-    /// For the part that starts it.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub arguments: Vec<std::ffi::OsString>,
+    Host {
+        /// The private copy of the plugin's library.
+        library: PathBuf,
+    },
 }

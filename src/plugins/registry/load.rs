@@ -10,7 +10,7 @@ use std::{
 
 use tokio::runtime::Handle;
 
-use super::{Message, Settings, Shared};
+use super::{Isolation, Message, Settings, Shared};
 use crate::{
     error_chain::chain,
     metrics::Metrics,
@@ -22,6 +22,7 @@ use crate::{
         folder::{Copied, FolderError},
         host::Hosts,
         instance::{Instance, Limits},
+        isolated::{self, Isolated},
         library::Library,
         plugin::{Deadline, Parts, Plugin, Quarantine},
         schema::Schemas,
@@ -68,12 +69,17 @@ fn wrong(error: &dyn std::error::Error) -> Refusal {
     Refusal::Wrong(chain(error))
 }
 
+fn caller(copied: &Copied, descriptor: &Descriptor) -> Caller {
+    Caller { plugin: descriptor.name.as_str().into(), sha256: copied.sha256.as_str().into() }
+}
+
 /// What plugins are made with.
 pub(super) struct Loader {
     runtime: Handle,
     threads: Threads,
     hosts: Hosts,
     program: PathBuf,
+    isolation: Isolation,
     config: BTreeMap<String, serde_json::Value>,
     limits: Limits,
     deadline: Deadline,
@@ -97,6 +103,7 @@ impl Loader {
             threads,
             hosts: Hosts::new(metrics.of_plugins()),
             program: settings.program.clone(),
+            isolation: settings.isolation.clone(),
             config: settings.config.clone(),
             limits: settings.limits,
             deadline: settings.deadline,
@@ -133,8 +140,29 @@ impl Loader {
 
     /// Code that can be called.
     pub fn load(&self, copied: &Copied, descriptor: &Descriptor) -> Result<Box<dyn Backend>, Refusal> {
-        let caller = Caller { plugin: descriptor.name.as_str().into(), sha256: copied.sha256.as_str().into() };
-        let config = self.config.get(&descriptor.name).map_or_else(|| "{}".to_owned(), ToString::to_string);
+        if self.isolation.all || self.isolation.named.contains(&descriptor.name) {
+            self.isolated(copied, descriptor)
+        } else {
+            self.in_process(copied, descriptor)
+        }
+    }
+
+    fn isolated(&self, copied: &Copied, descriptor: &Descriptor) -> Result<Box<dyn Backend>, Refusal> {
+        let settings = isolated::Settings {
+            program: self.program.clone(),
+            library: copied.path.clone(),
+            caller: caller(copied, descriptor),
+            config: self.config(descriptor),
+            limits: self.limits,
+            memory_bytes: self.isolation.bytes,
+            host: self.hosts.of(&descriptor.name),
+        };
+        let started = Isolated::start(settings, &self.metrics).map_err(|error| wrong(&error))?;
+        Ok(Box::new(started))
+    }
+
+    fn in_process(&self, copied: &Copied, descriptor: &Descriptor) -> Result<Box<dyn Backend>, Refusal> {
+        let (caller, config) = (caller(copied, descriptor), self.config(descriptor));
         let (path, host, limits) = (copied.path.clone(), self.hosts.of(&descriptor.name), self.limits);
         // On a plugin thread, where a crash in a constructor is laid at the plugin's door and a hang is noticed.
         let job = move |worker: &Worker| {
@@ -148,6 +176,11 @@ impl Loader {
             runtime: self.runtime.clone(),
             shared: Arc::clone(&self.shared),
         }))
+    }
+
+    /// What the plugin is configured with.
+    fn config(&self, descriptor: &Descriptor) -> String {
+        self.config.get(&descriptor.name).map_or_else(|| "{}".to_owned(), ToString::to_string)
     }
 
     /// A plugin, with code or, when it is quarantined, maybe without.

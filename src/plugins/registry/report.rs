@@ -1,6 +1,6 @@
 //! What the registry tells: health, metrics, the list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Listed, Mode, Standing,
@@ -52,13 +52,17 @@ pub(super) fn health(
     }
 }
 
-pub(super) fn metrics(metrics: &Metrics, used: &BTreeMap<String, Used>) {
+/// `shown` are the plugins of which a series is shown: one that is gone leaves none behind.
+pub(super) fn metrics(metrics: &Metrics, used: &BTreeMap<String, Used>, shown: &mut BTreeSet<String>) {
     metrics.plugins_loaded.set(i64::try_from(used.len()).unwrap_or(i64::MAX));
-    // A plugin that is gone leaves no series behind.
-    metrics.plugin_quarantined.clear();
+    let before = std::mem::take(shown);
     for plugin in used.values().map(|used| &used.plugin) {
         let gauge = metrics.plugin_quarantined.get_or_create_owned(&PluginLabels::of(plugin.name()));
         gauge.set(i64::from(plugin.quarantine().is_some()));
+        shown.insert(plugin.name().to_owned());
+    }
+    for gone in before.difference(shown) {
+        metrics.plugin_quarantined.remove(&PluginLabels::of(gone));
     }
 }
 

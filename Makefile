@@ -34,9 +34,10 @@ run: setup ## Install what is missing, build, and start the engine alone on this
 
 .PHONY: test
 test: setup-test ## Install what is missing and run all tests against the real broker and the real ClickHouse engine
-	@cargo test --workspace --locked --lib --bins
+	@cargo test --workspace --locked --exclude ingestion-engine
+	cargo test --locked --lib --bins
 	# Integration tests start engines, brokers and databases of their own: two at a time is what two cores carry.
-	cargo test --workspace --locked --test it -- --test-threads=2
+	cargo test --locked --test it -- --test-threads=2
 
 .PHONY: lint
 lint: setup-system ## Formatting and lints, as CI runs them
@@ -47,6 +48,11 @@ lint: setup-system ## Formatting and lints, as CI runs them
 bench-load: setup-test ## Send a million events to an engine that this starts, and check that every one is stored once (KIND=broker)
 	@cargo build --release --locked --workspace
 	benches/run-load.sh $(or $(KIND),embedded)
+
+.PHONY: bench-plugins
+bench-plugins: setup-test ## What plugins cost: the same load with none, with one that does nothing, with redact, and in a process of its own
+	@cargo build --release --locked --workspace
+	benches/run-plugins.sh $(or $(ROUNDS),3)
 
 .PHONY: setup
 setup: setup-system $(LIBCHDB) ## What `make run` needs: system packages and the ClickHouse engine

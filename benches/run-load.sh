@@ -3,6 +3,7 @@
 #
 #   benches/run-load.sh [embedded|broker] [arguments of the load generator, see --help]
 #
+# PLUGINS names libraries, separated by spaces, that are in the engine's plugin folder from the start.
 # Everything is on loopback and ends with this script. Needs `cargo build --release --workspace` (`make bench-load`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,6 +29,9 @@ export INGESTION_HOST=127.0.0.1 INGESTION_PORT=$api INGESTION_SERVER_ADMIN_LISTE
 export INGESTION_CLICKHOUSE_EMBEDDED_PORT=$clickhouse INGESTION_LOG_LEVEL=warn
 # The load is larger than what a tenant may send by default.
 export INGESTION_QUOTA_EVENTS_PER_SECOND=0 INGESTION_QUOTA_KIB_PER_SECOND=0
+
+mkdir -p "$home/data/plugins"
+for library in ${PLUGINS:-}; do cp "$library" "$home/data/plugins/"; done
 
 if [[ $kind == broker ]]; then
     broker=$(free_port)

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::clickhouse::embedded::ChildArgs;
+use crate::{clickhouse::embedded::ChildArgs, plugins::commands::PluginsArgs};
 
 /// Exit code of a failure at run time.
 pub const EXIT_FAILURE: u8 = 1;
@@ -42,7 +42,9 @@ Examples:
   ingestion-engine --config engine.toml check-config
       checks a configuration before it is rolled out
   ingestion-engine --config engine.toml drain
-      empties the write-ahead log before a node is removed";
+      empties the write-ahead log before a node is removed
+  ingestion-engine --config engine.toml plugins list
+      which plugins are in use, and why others are not (more: plugins --help)";
 
 /// The command line.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -73,6 +75,8 @@ pub enum Command {
     CheckConfig,
     /// Take no requests, bring everything in the write-ahead log on its way, and exit 0 once it is empty
     Drain,
+    /// Look at, check and steer plugins: event types of your own, in shared libraries
+    Plugins(PluginsArgs),
 }
 
 impl Cli {
@@ -121,6 +125,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use crate::plugins::{check::CHILD_FLAG, commands::Action};
 
     fn run(arguments: &[&str]) -> Result<Cli, Words> {
         parse(["ingestion-engine"].iter().chain(arguments).map(OsString::from))
@@ -158,6 +163,29 @@ mod tests {
     }
 
     #[test]
+    fn plugins_have_commands_of_their_own() {
+        let action = |arguments: &[&str]| match run(arguments).map(|cli| cli.action()) {
+            Ok(Command::Plugins(arguments)) => Ok(arguments.action),
+            Ok(other) => panic!("{other:?}"),
+            Err(words) => Err((words.code(), words.to_string())),
+        };
+        assert_eq!(action(&["plugins", "list", "--json"]), Ok(Action::List { json: true }));
+        let quarantine = Action::Quarantine { name: "p".to_owned(), reason: "it lies".to_owned() };
+        assert_eq!(action(&["plugins", "quarantine", "p", "--reason", "it lies"]), Ok(quarantine));
+        let check = Action::Check { file: "p.so".into(), json: false, as_child: true };
+        assert_eq!(action(&["plugins", "check", CHILD_FLAG, "p.so"]), Ok(check));
+        for wrong in [&["plugins"][..], &["plugins", "resume"], &["plugins", "lst"], &["plugins", "check"]] {
+            assert_eq!(action(wrong).unwrap_err().0, EXIT_USAGE, "{wrong:?}");
+        }
+        let (code, help) = action(&["plugins", "--help"]).unwrap_err();
+        assert_eq!(code, 0);
+        for part in ["list", "check", "quarantine", "resume", "reprocess", "new", "Examples"] {
+            assert!(help.contains(part), "{part} is missing in\n{help}");
+        }
+        assert!(!help.contains("host") && !help.contains("as-child"), "{help}");
+    }
+
+    #[test]
     fn wrong_usage_is_64_and_help_is_0() {
         for wrong in [&["--confg", "a"][..], &["serv"], &["clickhouse", "--port", "99999"], &["--config"]] {
             assert_eq!(run(wrong).unwrap_err().code(), EXIT_USAGE, "{wrong:?}");
@@ -170,9 +198,18 @@ mod tests {
     #[test]
     fn help_tells_the_layers_the_subcommands_and_the_exit_codes() {
         let help = run(&["--help"]).unwrap_err().to_string();
-        for part in
-            ["INGESTION_", "_FILE", "Exit codes", "64", "check-config", "drain", "migrate", "clickhouse", "Examples"]
-        {
+        for part in [
+            "INGESTION_",
+            "_FILE",
+            "Exit codes",
+            "64",
+            "check-config",
+            "drain",
+            "migrate",
+            "clickhouse",
+            "plugins",
+            "Examples",
+        ] {
             assert!(help.contains(part), "{part} is missing in\n{help}");
         }
     }

@@ -8,6 +8,10 @@ use ingestion_engine::{
     clickhouse::{self, embedded::ChildArgs},
     config::{Config, LogFormat},
     logging,
+    plugins::{
+        commands::{self, PluginsArgs},
+        instance::Limits,
+    },
     serve::{self, Purpose},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,12 +28,19 @@ fn main() -> ExitCode {
     {
         return child(arguments.clone());
     }
+    // Processes that the engine starts: everything that they need is told to them.
+    if let Command::Plugins(arguments) = &action
+        && let Some(code) = arguments.action.run_as_child()
+    {
+        return code;
+    }
 
     let config = match load(&cli) {
         Ok(config) => config,
         Err(code) => return code,
     };
     let result = match action {
+        Command::Plugins(arguments) => return plugins(arguments, &config),
         Command::Serve => run(config, Purpose::Serve),
         Command::Drain => run(config, Purpose::Drain),
         Command::Migrate => runtime().and_then(|runtime| runtime.block_on(serve::migrate(config))),
@@ -108,6 +119,27 @@ fn child(arguments: ChildArgs) -> ExitCode {
         return ExitCode::from(EXIT_USAGE);
     }
     finish(clickhouse::embedded::run(arguments.settings("data/clickhouse".into(), 0, None)).map_err(Into::into))
+}
+
+/// The `plugins` subcommand: what goes wrong is told to the person who asked.
+fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
+    let done = std::env::current_exe().context("finding this program's own file").and_then(|program| {
+        let settings = commands::Settings {
+            data_dir: config.process.data_dir.clone(),
+            plugins_dir: config.plugins_dir(),
+            program,
+            limits: Limits { event_bytes: usize::try_from(config.limits.event_bytes).unwrap_or(usize::MAX) },
+            config: config.plugins.config.clone().into_iter().collect(),
+        };
+        Ok(commands::run(arguments.action, &settings)?)
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
 }
 
 fn finish(result: Result<()>) -> ExitCode {

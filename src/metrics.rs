@@ -2,7 +2,8 @@
 //! travels. A metric that is not here does not exist.
 //!
 //! No label takes a value that a sender chooses (no tenant, no path, no id), so the number of series is bounded by this
-//! file. Counters start at zero with the process; durations are in seconds, sizes in bytes.
+//! file and by the plugins that an operator has installed: a plugin names series of its own, at most a hundred
+//! (`plugins::host`). Counters start at zero with the process; durations are in seconds, sizes in bytes.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -13,6 +14,11 @@ use prometheus_client::{
 /// From 0.25 ms (an fsync on a good disk) to 16 s (a request that waited through a stall), doubling.
 fn latency_histogram() -> Histogram {
     Histogram::new((0..17).map(|power| 0.000_25 * f64::from(1_u32 << power)))
+}
+
+/// From 10 microseconds (a call with one event) to 1.3 s (long past any deadline), doubling.
+fn call_histogram() -> Histogram {
+    Histogram::new((0..18).map(|power| 0.000_01 * f64::from(1_u32 << power)))
 }
 
 /// Label of `requests`.
@@ -27,17 +33,98 @@ pub struct RequestLabels {
 /// Label of `events`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// `accepted` or `rejected`.
+    /// `accepted`, `rejected`, `dropped` or `parked`.
     pub outcome: &'static str,
-    /// For rejected events the stable error code, else empty.
+    /// For rejected events the stable error code (`plugin` for those of plugins), else empty.
     pub code: &'static str,
 }
 
 /// Label of `errors`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StageLabels {
-    /// `api`, `wal`, `relay`, `source`, `sink`, `clickhouse`.
+    /// `api`, `wal`, `relay`, `source`, `sink`, `clickhouse`, `reprocess`.
     pub stage: &'static str,
+}
+
+/// Labels of `plugin_events`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginOutcomeLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// `kept`, `replaced`, `rejected`, `dropped` or `parked`.
+    pub outcome: &'static str,
+}
+
+/// Label of `plugin_counter` and `plugin_gauge`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginSeriesLabels {
+    /// The plugin.
+    pub plugin: String,
+    /// What the plugin calls the series.
+    pub name: String,
+}
+
+/// A gauge with fractions.
+pub type FloatGauge = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+/// Where plugins' own series are made.
+#[derive(Clone, Debug, Default)]
+pub struct PluginMetrics {
+    counters: Family<PluginSeriesLabels, Counter>,
+    gauges: Family<PluginSeriesLabels, FloatGauge>,
+}
+
+impl PluginMetrics {
+    /// The counter `name` of `plugin`, from zero if it is new.
+    pub fn counter(&self, plugin: &str, name: &str) -> Counter {
+        self.counters.get_or_create_owned(&labels(plugin, name))
+    }
+
+    /// The gauge `name` of `plugin`, zero if it is new.
+    pub fn gauge(&self, plugin: &str, name: &str) -> FloatGauge {
+        self.gauges.get_or_create_owned(&labels(plugin, name))
+    }
+}
+
+fn labels(plugin: &str, name: &str) -> PluginSeriesLabels {
+    PluginSeriesLabels { plugin: plugin.to_owned(), name: name.to_owned() }
+}
+
+/// Label of `plugin_calls`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginLabels {
+    /// The plugin's name.
+    pub plugin: String,
+}
+
+impl PluginLabels {
+    /// Of the plugin of that name.
+    pub fn of(plugin: &str) -> Self {
+        Self { plugin: plugin.to_owned() }
+    }
+}
+
+/// Labels of `plugin_faults`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginFaultLabels {
+    /// The plugin's name.
+    pub plugin: String,
+    /// `panic`, `failed`, `bad_output`, `deadline`, `crash`, `exhausted`.
+    pub kind: &'static str,
+}
+
+/// Label of `plugin_loads`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LoadLabels {
+    /// `loaded`, `refused` or `removed`.
+    pub result: &'static str,
+}
+
+/// Label of `reprocessed_events`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReprocessLabels {
+    /// `stored`, `rejected` or `dropped`.
+    pub outcome: &'static str,
 }
 
 macro_rules! catalogue {
@@ -82,6 +169,21 @@ catalogue! {
     /// From the first byte of a request to its 2xx, the fsync included.
     ack: Histogram [Unit::Seconds] = latency_histogram();
 
+    /// Events that plugins were given, by what they said; parked ones wait for a plugin that cannot be called.
+    plugin_events: Family<PluginOutcomeLabels, Counter> = Family::default();
+    /// Duration of a call of a plugin, whatever the number of its events.
+    plugin_calls: Family<PluginLabels, Histogram> [Unit::Seconds] = Family::new_with_constructor(call_histogram);
+    /// What plugins did wrong, by plugin and kind.
+    plugin_faults: Family<PluginFaultLabels, Counter> = Family::default();
+    /// Plugins in use, quarantined ones included.
+    plugins_loaded: Gauge = Gauge::default();
+    /// 1 while the plugin is quarantined, else 0.
+    plugin_quarantined: Family<PluginLabels, Gauge> = Family::default();
+    /// Files of the plugins' folder that were taken into use, refused, or removed.
+    plugin_loads: Family<LoadLabels, Counter> = Family::default();
+    /// Threads that hang in calls of plugins that were given up.
+    plugin_threads_leaked: Gauge = Gauge::default();
+
     /// Records in the write-ahead log.
     wal_records: Gauge = Gauge::default();
     /// Events in the write-ahead log.
@@ -120,18 +222,27 @@ catalogue! {
     source_events: Counter = Counter::default();
     /// Offsets that the broker no longer had when they were due: records lost to retention.
     source_gap_offsets: Counter = Counter::default();
-    /// Rows inserted into ClickHouse and acknowledged.
+    /// Rows inserted into ClickHouse and acknowledged, parked events apart.
     sink_rows: Counter = Counter::default();
+    /// Parked events inserted into ClickHouse and acknowledged: they wait for `plugins reprocess`.
+    sink_parked_rows: Counter = Counter::default();
     /// Inserts acknowledged.
     sink_inserts: Counter = Counter::default();
     /// Duration of an insert, retries apart.
     sink_insert: Histogram [Unit::Seconds] = latency_histogram();
     /// Age of the oldest row that was read and is not stored yet; 0 when none is.
-    sink_lag: Gauge<f64, std::sync::atomic::AtomicU64> [Unit::Seconds] = Gauge::default();
+    sink_lag: FloatGauge [Unit::Seconds] = Gauge::default();
     /// Rows read and not yet stored.
     sink_pending_rows: Gauge = Gauge::default();
+    /// Parked events that were run through their plugin again, by what became of them.
+    reprocessed_events: Family<ReprocessLabels, Counter> = Family::default();
     /// Records and messages kept in the dead-letter files of this node.
     dead_letters: Counter = Counter::default();
+
+    /// Counters that plugins keep, each under its plugin and the plugin's own name for it.
+    plugin_counter: Family<PluginSeriesLabels, Counter> = Family::default();
+    /// Gauges that plugins set, each under its plugin and the plugin's own name for it.
+    plugin_gauge: Family<PluginSeriesLabels, FloatGauge> = Family::default();
 
     /// Starts of the embedded ClickHouse child.
     clickhouse_starts: Counter = Counter::default();
@@ -148,6 +259,11 @@ impl Metrics {
             text.clear();
         }
         text
+    }
+
+    /// Where plugins' own series are made.
+    pub fn of_plugins(&self) -> PluginMetrics {
+        PluginMetrics { counters: self.plugin_counter.clone(), gauges: self.plugin_gauge.clone() }
     }
 
     /// Counts an error of `stage`.

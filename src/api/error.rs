@@ -17,6 +17,7 @@ use super::encoding::DecodeError;
 use crate::{
     event::{BodyError, EventErrorCode},
     ids::EventId,
+    plugins::chain::Unavailable,
     tenants::{AuthError, OverQuota},
     wal::AppendError,
 };
@@ -48,6 +49,8 @@ pub enum ApiError {
     Overloaded,
     /// The log does not take the events.
     Wal(AppendError),
+    /// A plugin that must see the events cannot be called, and asks for them to be sent again.
+    Plugin(Unavailable),
     /// No such route.
     NotFound,
     /// The route exists, the method does not.
@@ -66,13 +69,39 @@ pub struct RejectedEvent {
     pub id: Option<EventId>,
     /// The stable reason.
     #[serde(serialize_with = "as_code")]
-    pub code: EventErrorCode,
+    pub code: RejectionCode,
     /// The reason in words.
     pub detail: Cow<'static, str>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
-fn as_code<S: serde::Serializer>(code: &EventErrorCode, serializer: S) -> Result<S::Ok, S::Error> {
+/// Why an event was refused, in a word that stays the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RejectionCode {
+    /// By the engine.
+    Engine(EventErrorCode),
+    /// By a plugin, or the schema of one: `<plugin>.<code>`, or `schema_mismatch`.
+    Plugin(String),
+}
+
+impl RejectionCode {
+    /// As the sender sees it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Engine(code) => code.as_str(),
+            Self::Plugin(code) => code,
+        }
+    }
+
+    /// As metrics label it: the codes of a plugin are its own, and may be many.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Engine(code) => code.as_str(),
+            Self::Plugin(_) => "plugin",
+        }
+    }
+}
+
+fn as_code<S: serde::Serializer>(code: &RejectionCode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(code.as_str())
 }
 
@@ -135,6 +164,7 @@ impl ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "wal_poisoned", Some(RETRY_LATER))
             }
             Self::Wal(AppendError::Closed) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", Some(RETRY_SOON)),
+            Self::Plugin(_) => (StatusCode::SERVICE_UNAVAILABLE, "plugin_unavailable", Some(RETRY_LATER)),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", None),
@@ -167,6 +197,7 @@ impl ApiError {
                 "the requests in flight hold all the memory that they may; nothing was stored".to_owned()
             }
             Self::Wal(error) => format!("{error}; nothing was stored"),
+            Self::Plugin(error) => format!("{error}; nothing was stored"),
             Self::NotFound => "no such resource; events go to POST /ingest".to_owned(),
             Self::MethodNotAllowed => "this resource does not take that method; see the Allow header".to_owned(),
             Self::Internal => "an error in the engine; nothing was acknowledged".to_owned(),

@@ -1,7 +1,8 @@
 //! The front: HTTP in, an answer that means "on disk" out.
 //!
 //! ```text
-//! authenticate --> quota in KiB --> decompress (bounded) --> split, read, check --> quota in events --> log --> 2xx
+//! authenticate --> quota in KiB --> decompress (bounded) --> split --> quota in events --> read, check --> plugins
+//!              --> log --> 2xx
 //! ```
 //!
 //! - Each step can end the request with an [`ApiError`]; `error.rs` is the only place that turns one into a status.
@@ -17,6 +18,7 @@ mod error;
 mod health;
 mod ingest;
 mod server;
+mod sort;
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,13 +32,14 @@ use axum::{
 };
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-pub use error::{ApiError, RejectedEvent};
+pub use error::{ApiError, RejectedEvent, RejectionCode};
 pub use health::{Probe, Readiness};
 pub use server::{Server, ServerSettings};
 
 use self::budget::Budget;
 use crate::{
     metrics::{Metrics, OutcomeLabels, RequestLabels},
+    plugins::Plugins,
     tenants::Tenants,
     wal::{Codec, Wal},
 };
@@ -73,6 +76,7 @@ struct Inner {
     tenants: Tenants,
     wal: Wal,
     codec: Codec,
+    plugins: Option<Plugins>,
     budget: Budget,
     metrics: Arc<Metrics>,
     // Resolved once: the accepted counter is touched by every request.
@@ -80,11 +84,18 @@ struct Inner {
 }
 
 impl Api {
-    /// Wires the front to its log.
-    pub fn new(limits: Limits, tenants: Tenants, wal: Wal, codec: Codec, metrics: Arc<Metrics>) -> Self {
+    /// Wires the front to its log; without `plugins` the built-in types are all there are.
+    pub fn new(
+        limits: Limits,
+        tenants: Tenants,
+        wal: Wal,
+        codec: Codec,
+        plugins: Option<Plugins>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let budget = Budget::new(limits.in_flight_bytes, Arc::clone(&metrics));
         let accepted = metrics.events.get_or_create_owned(&OutcomeLabels { outcome: "accepted", code: "" });
-        Self { inner: Arc::new(Inner { limits, tenants, wal, codec, budget, metrics, accepted }) }
+        Self { inner: Arc::new(Inner { limits, tenants, wal, codec, plugins, budget, metrics, accepted }) }
     }
 
     /// The public routes.

@@ -16,7 +16,7 @@
 //!   ([`PROTECTED_PROPERTIES`]).
 //!
 //! # What this is not
-//! It is no general Kafka client: one topic, one group, rows of this engine.
+//! It is no general Kafka client: one topic of events and one of parked events, a group for each, rows of this engine.
 
 mod context;
 pub mod partitioner;
@@ -31,6 +31,7 @@ use thiserror::Error;
 
 pub(crate) use context::ClientEvents;
 pub(crate) use status::{Severity, Status};
+pub use topic::exists;
 pub(crate) use topic::{TopicWatch, watch};
 
 /// Room that a message's headers and framing take beside its value.
@@ -66,6 +67,19 @@ pub const PROTECTED_PROPERTIES: &[&str] = &[
     "check.crcs",
 ];
 
+/// Which part of the memory for events is allowed for parked events on top: one partition and no hurry.
+const PARKED_BUFFER_PART: usize = 8;
+
+/// What a topic carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carries {
+    /// Events, for everybody.
+    #[default]
+    Events,
+    /// Parked events, for the sinks of this engine.
+    Parked,
+}
+
 /// How to reach the broker and what to expect of it.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -73,6 +87,8 @@ pub struct Settings {
     pub brokers: String,
     /// The topic that carries the rows.
     pub topic: String,
+    /// Which rows these are.
+    pub carries: Carries,
     /// Partitions of the topic when the engine makes it.
     pub partitions: u32,
     /// Copies of each partition, when the engine makes the topic; less is reported.
@@ -109,6 +125,7 @@ impl Default for Settings {
         Self {
             brokers: "127.0.0.1:9092".into(),
             topic: "events".into(),
+            carries: Carries::Events,
             partitions: 12,
             replication_factor: 3,
             min_insync_replicas: 2,
@@ -150,6 +167,25 @@ impl Settings {
             config.create_native_config().map_err(BrokerError::Configuration)?;
         }
         Ok(())
+    }
+
+    /// Name of the topic of parked events.
+    pub fn parked_topic(&self) -> String {
+        format!("{}.parked", self.topic)
+    }
+
+    /// The settings of the topic of parked events: one partition, because they are few and their order is that of the
+    /// log; a group of its own, because members of one group must read the same topics.
+    #[must_use]
+    pub fn parked(&self) -> Self {
+        Self {
+            topic: self.parked_topic(),
+            carries: Carries::Parked,
+            partitions: 1,
+            group: format!("{}-parked", self.group),
+            buffer_bytes: self.buffer_bytes / PARKED_BUFFER_PART,
+            ..self.clone()
+        }
     }
 
     /// Properties of the operator that are not applied, because a guarantee rests on them.

@@ -7,8 +7,10 @@
 use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
+    ClientContext,
     admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
     metadata::MetadataTopic,
@@ -16,7 +18,7 @@ use rdkafka::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{BrokerError, ClientEvents, MESSAGE_OVERHEAD, Settings, Severity, Status};
+use super::{BrokerError, Carries, ClientEvents, MESSAGE_OVERHEAD, Settings, Severity, Status};
 use crate::error_chain::chain;
 
 /// How often a topic that is as it should be is looked at: one small request, and how soon a frozen broker shows.
@@ -86,6 +88,34 @@ pub(crate) fn watch(
     Ok(TopicWatch { partitions, look_now })
 }
 
+/// Whether the topic exists, asked once, by a client that lives only for that: for a topic that most never have. Nothing is
+/// made, and nobody's health is told.
+///
+/// # Errors
+/// [`KafkaError`] when the configuration is refused or the broker does not answer.
+pub async fn exists(settings: &Settings) -> Result<bool, KafkaError> {
+    let mut config = settings.client_config();
+    config.set("allow.auto.create.topics", "false");
+    let topic = settings.topic.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let client: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
+        let metadata = client.fetch_metadata(Some(&topic), LOOK_TIMEOUT)?;
+        Ok(metadata.topics().iter().any(|found| found.name() == topic && !found.partitions().is_empty()))
+    });
+    asked.await.unwrap_or(Err(KafkaError::Canceled))
+}
+
+/// Events of a client that nobody needs to hear of.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ConsumerContext for Quiet {}
+
 struct Watcher {
     settings: Settings,
     client: Arc<BaseConsumer<ClientEvents>>,
@@ -125,18 +155,34 @@ impl Watcher {
         }
         self.checked = false;
         if !self.settings.create_topic {
-            let reason = format!("topic {} does not exist, and the engine is told not to make it", self.settings.topic);
-            self.status.set("topic", Severity::Down, reason);
+            let Settings { topic, partitions, .. } = &self.settings;
+            let advice = match self.settings.carries {
+                Carries::Events => "",
+                Carries::Parked => "; plugins have parked events, which wait for it",
+            };
+            let reason = format!(
+                "topic {topic} does not exist, and the engine is told not to make it: make it with {partitions} \
+                 partitions, or set redpanda.create_topic{advice}"
+            );
+            self.status.set(self.about(), Severity::Down, reason);
             return LOOK_AGAIN;
         }
         match self.create().await {
-            Ok(()) => self.status.clear("topic"),
+            Ok(()) => self.status.clear(self.about()),
             Err(reason) => {
                 let reason = format!("topic {} cannot be made: {reason}", self.settings.topic);
-                self.status.set("topic", Severity::Down, reason);
+                self.status.set(self.about(), Severity::Down, reason);
             }
         }
         LOOK_AGAIN
+    }
+
+    /// Under which name health hears of this topic: a node may look after two.
+    fn about(&self) -> &'static str {
+        match self.settings.carries {
+            Carries::Events => "topic",
+            Carries::Parked => "parked topic",
+        }
     }
 
     async fn create(&self) -> Result<(), String> {
@@ -191,10 +237,10 @@ impl Watcher {
         let value = |name: &str| config.as_ref().and_then(|config: &ConfigResource| config.get(name)?.value.clone());
         let weaker = weaker(&self.settings, found, value);
         if weaker.is_empty() {
-            self.status.clear("topic");
+            self.status.clear(self.about());
         } else {
             let reason = format!("topic {} is weaker than configured: {}", self.settings.topic, weaker.join(", "));
-            self.status.set("topic", Severity::Degraded, reason);
+            self.status.set(self.about(), Severity::Degraded, reason);
         }
     }
 

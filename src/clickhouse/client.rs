@@ -158,6 +158,14 @@ impl Client {
         bounded(QUERY_TIMEOUT, self.http.query_raw(sql).fetch_all::<T>()).await
     }
 
+    /// Runs a query and returns all of its rows as `RowBinary`.
+    ///
+    /// # Errors
+    /// [`QueryError`]
+    pub async fn fetch_row_binary(&self, sql: &str) -> Result<Bytes, QueryError> {
+        bounded(QUERY_TIMEOUT, async { self.http.query_raw(sql).fetch_bytes("RowBinary")?.collect().await }).await
+    }
+
     /// Runs an insert (`INSERT INTO ... FORMAT ...`) of `body` under `settings`. Nothing is stored unless the whole
     /// body arrives.
     ///

@@ -249,8 +249,8 @@ fn property(key: &str, value: &Raw) -> Result<Secret, String> {
     }
 }
 
-/// Whether the value of a librdkafka property may be printed.
-fn shows_no_secret(property: &str) -> bool {
+/// Whether the value of a librdkafka property, or of a plugin's key, may be printed.
+pub(super) fn shows_no_secret(property: &str) -> bool {
     const TELLING: [&str; 10] =
         ["password", "secret", "credential", "token", "key", "pem", "oauthbearer", "jaas", "assertion", "config"];
     !TELLING.iter().any(|word| property.contains(word))

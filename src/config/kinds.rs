@@ -293,6 +293,15 @@ choice! {
     }
 }
 choice! {
+    /// Where plugins run.
+    Isolation {
+        /// In this process.
+        None = "none",
+        /// Each in child processes of its own.
+        Process = "process",
+    }
+}
+choice! {
     /// Form of the log.
     LogFormat {
         /// Text on a terminal, JSON otherwise.

@@ -34,6 +34,7 @@ mod environment;
 mod error;
 mod file;
 mod kinds;
+mod plugins;
 mod raw;
 mod reader;
 mod render;
@@ -52,9 +53,12 @@ use std::{
 
 pub use compound::Roles;
 pub use error::{ConfigError, ConfigErrors, Origin, Problem, Warning};
-pub use kinds::{BrokerCompression, ClickHouseCompression, Durability, LogFormat, Migrate, Secret, WalCodec};
+pub use kinds::{
+    BrokerCompression, ClickHouseCompression, Durability, Isolation, LogFormat, Migrate, Secret, WalCodec,
+};
 pub use schema::{
-    ClickHouse, Embedded, Events, Limits, Log, Process, Quota, Redpanda, RetentionDefaults, Server, Shutdown, Sink, Wal,
+    ClickHouse, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults, Server, Shutdown,
+    Sink, Wal,
 };
 pub use tenants::Tenant;
 pub use units::{ByteSize, Retention, Span};
@@ -83,6 +87,8 @@ pub struct Config {
     pub quota: Quota,
     /// `[retention]`: of tenants that have none of their own; a [`Tenant`] is resolved already.
     pub retention: RetentionDefaults,
+    /// `[plugins]`
+    pub plugins: Plugins,
     /// `[wal]`
     pub wal: Wal,
     /// `[redpanda]`
@@ -138,6 +144,7 @@ impl Config {
         let events = Events::read(reader);
         let quota = Quota::read(reader);
         let retention = RetentionDefaults::read(reader);
+        let plugins = Plugins::read(reader);
         let wal = Wal::read(reader);
         let redpanda = Redpanda::read(reader);
         let clickhouse = ClickHouse::read(reader);
@@ -151,6 +158,7 @@ impl Config {
             events: events?,
             quota: quota?,
             retention: retention?,
+            plugins: plugins?,
             wal: wal?,
             redpanda: redpanda?,
             clickhouse: clickhouse?,
@@ -172,6 +180,11 @@ impl Config {
     /// Folder of the embedded ClickHouse engine.
     pub fn clickhouse_path(&self) -> PathBuf {
         self.clickhouse.embedded.path.clone().unwrap_or_else(|| self.process.data_dir.join("clickhouse"))
+    }
+
+    /// Folder that plugins are dropped into.
+    pub fn plugins_dir(&self) -> PathBuf {
+        self.plugins.dir.clone().unwrap_or_else(|| self.process.data_dir.join("plugins"))
     }
 
     /// The effective configuration as TOML, secrets hidden, with the source of every value that is not the default.

@@ -4,7 +4,7 @@
 //! follow) and the reading of it are made from that. What a key means is told by `config/default.toml`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -13,10 +13,11 @@ use std::{
 use super::{
     compound::{BrokerList, Identifier, KafkaName, OptionalIdentifier, OptionalUrl, Properties, RoleList, Roles},
     kinds::{
-        BrokerCompression, Bytes, ClickHouseCompression, Durability, FilePath, Flag, Host, Interval, Kind, Listen,
-        LogFilter, LogFormat, Migrate, OptionalInterval, OptionalPath, Ratio, RetentionText, Secret, SecretText,
-        SegmentBytes, Text, WalCodec, Whole,
+        BrokerCompression, Bytes, ClickHouseCompression, Durability, FilePath, Flag, Host, Interval, Isolation, Kind,
+        Listen, LogFilter, LogFormat, Migrate, OptionalInterval, OptionalPath, Ratio, RetentionText, Secret,
+        SecretText, SegmentBytes, Text, WalCodec, Whole,
     },
+    plugins::{PluginNames, PluginTables, Sha256Sums},
     raw::{Raw, Shape},
     reader::Reader,
     units::Retention,
@@ -140,6 +141,34 @@ schema! {
     RetentionDefaults at "retention." {
         /// Of tenants that have none of their own.
         default: Retention = RetentionText;
+    }
+
+    /// `[plugins]`
+    Plugins at "plugins." {
+        /// Folder that plugins are dropped into; absent: `plugins` in `data_dir` ([`super::Config::plugins_dir`]).
+        dir: Option<PathBuf> = OptionalPath;
+        /// SHA-256 sums of the files that may be loaded; empty: any.
+        allow: BTreeSet<String> = Sha256Sums;
+        /// Where plugins run.
+        isolation: Isolation = Isolation;
+        /// Plugins that run in processes of their own whatever `isolation` says.
+        isolated: BTreeSet<String> = PluginNames;
+        /// Memory of such a process.
+        isolated_bytes: u64 = Bytes<{ 16 << 20 }, { 1 << 40 }>;
+        /// Plugin threads; 0: twice the processors, at least four.
+        threads: usize = Whole<usize, 0, 200>;
+        /// Time of a call.
+        deadline: Duration = Interval<1>;
+        /// More for each event of a call.
+        deadline_per_event: Duration = Interval<0>;
+        /// Threads that may hang in calls that were given up.
+        leaked_threads: usize = Whole<usize, 1, 50>;
+        /// Faults within `fault_window` that quarantine a plugin.
+        faults: usize = Whole<usize, 1, 1000>;
+        /// The time in which `faults` are counted.
+        fault_window: Duration = Interval<1000>;
+        /// A table for each plugin.
+        config: BTreeMap<String, serde_json::Value> = PluginTables;
     }
 
     /// `[wal]`

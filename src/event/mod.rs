@@ -23,7 +23,7 @@ mod types;
 
 pub use batch::{Batch, BodyError};
 pub use error::{EventError, EventErrorCode};
-pub use read::{Acceptance, read};
+pub use read::{Acceptance, read, read_again};
 pub use retention::Retention;
 pub use types::Types;
 

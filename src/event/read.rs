@@ -51,6 +51,15 @@ pub fn read<'a>(
     acceptance: &Acceptance,
     types: &Types,
 ) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
+    read_with_id(json, acceptance, types).map(|(_, row)| row)
+}
+
+/// The event, with its id as its sender gave it.
+fn read_with_id<'a>(
+    json: &'a str,
+    acceptance: &Acceptance,
+    types: &Types,
+) -> Result<(Option<EventId>, EventRow<'a>), (Option<EventId>, EventError)> {
     if json.len() > acceptance.event_bytes {
         let detail = format!("the event has {} bytes, more than the {} allowed", json.len(), acceptance.event_bytes);
         return Err((None, EventError::new(EventErrorCode::EventTooLarge, detail)));
@@ -59,7 +68,30 @@ pub fn read<'a>(
         return Err((None, EventError::new(EventErrorCode::NotAnObject, "an event must be a JSON object")));
     };
     let id = fields.iter().find(|field| field.name == "id").and_then(|field| event_id(field).ok().flatten());
-    read_fields(fields, id, acceptance, types).map_err(|error| (id, error))
+    read_fields(fields, id, acceptance, types).map(|row| (id, row)).map_err(|error| (id, error))
+}
+
+/// Reads an event again after somebody has changed it: it must be of the type `kind` still, and its id, if it has one,
+/// must be `id`.
+///
+/// # Errors
+/// [`EventError`] names the first thing that is wrong with the event.
+pub fn read_again<'a>(
+    json: &'a str,
+    acceptance: &Acceptance,
+    types: &Types,
+    id: EventId,
+    kind: &str,
+) -> Result<EventRow<'a>, EventError> {
+    let (sent, mut row) = read_with_id(json, acceptance, types).map_err(|(_, error)| error)?;
+    if *row.kind != *kind {
+        return Err(EventError::invalid("type", format_args!("was {kind:?} and must stay so")));
+    }
+    if sent.is_some_and(|sent| sent != id) {
+        return Err(EventError::invalid("id", format_args!("was {id} and must stay so")));
+    }
+    row.event_id = id;
+    Ok(row)
 }
 
 fn read_fields<'a>(

@@ -76,17 +76,30 @@ pub enum Fault {
         /// What is wrong with it, and with which event.
         problem: String,
     },
-    /// It did not return in time.
+    /// It did not return in time, and was stopped or left behind.
     #[error("it did not return within {limit:?}")]
     Deadline {
         /// What it was given.
         limit: Duration,
     },
+    /// It did not return in time, on a thread of this process: whoever waited for the job has been told, and the job is
+    /// to be ended at once.
+    #[error("the job was given up")]
+    Abandoned,
     /// The process that it runs in ended.
     #[error("its process ended: {how}")]
     Crashed {
         /// Exit status or signal.
         how: String,
+    },
+    /// It was not called, and may be innocent: too many threads hang in calls of plugins.
+    #[error(
+        "it was not called: {leaked} threads hang in calls of plugins, the most that is allowed; find the plugin in the log, \
+         remove it and start the engine anew"
+    )]
+    Exhausted {
+        /// How many.
+        leaked: usize,
     },
 }
 
@@ -97,8 +110,9 @@ impl Fault {
             Self::Panicked { .. } => "panic",
             Self::Failed { .. } => "failed",
             Self::BadOutput { .. } => "bad_output",
-            Self::Deadline { .. } => "deadline",
+            Self::Deadline { .. } | Self::Abandoned => "deadline",
             Self::Crashed { .. } => "crash",
+            Self::Exhausted { .. } => "exhausted",
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod threads;
 pub mod slots;
 // Which plugins are in use, and which of them is given which event.
 pub mod plugin;
+pub mod faults;
 pub mod set;
 pub mod chain;
 pub mod folder;
@@ -36,7 +37,10 @@ pub mod registry;
 // What they leave behind.
 pub mod tables;
 pub mod reprocess;
+pub mod rerun;
 // For people.
 pub mod control;
 pub mod commands;
 pub mod scaffold;
+
+pub use registry::Plugins;

@@ -1,11 +1,11 @@
-//! One record of the log, cut into messages: rows by partition, in their order. No I/O.
+//! One record of the log, cut into messages: rows by topic and partition, in their order. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     broker::{MESSAGE_OVERHEAD, partitioner},
     error_chain::chain,
-    row::{self, Origin},
+    row::{self, Origin, Row},
 };
 
 /// How large one message may be.
@@ -17,10 +17,19 @@ pub(super) struct MessageLimits {
     pub(super) bytes: usize,
 }
 
-/// One message: rows of one record that share a partition.
+/// Where a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Destination {
+    /// This partition of the topic of events.
+    Events(u32),
+    /// The topic of parked events, which has one partition.
+    Parked,
+}
+
+/// One message: rows of one record that share a destination.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Message {
-    pub(super) partition: u32,
+    pub(super) to: Destination,
     /// Ordinal of its first row in the record.
     pub(super) first_ordinal: u32,
     pub(super) rows: u32,
@@ -39,12 +48,19 @@ pub(super) struct Refused {
 /// A record as it will be sent.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Grouped {
-    /// In the order in which they must be sent: those of one partition by ordinal.
+    /// In the order in which they must be sent: those of one destination by ordinal.
     pub(super) messages: Vec<Message>,
     pub(super) refused: Vec<Refused>,
 }
 
-/// Groups the encoded `rows` of a record by partition. `origin` is that of the record; each row gets its own ordinal.
+impl Grouped {
+    /// Whether a message goes to the topic of parked events.
+    pub(super) fn has_parked(&self) -> bool {
+        self.messages.iter().any(|message| message.to == Destination::Parked)
+    }
+}
+
+/// Groups the encoded `rows` of a record by destination. `origin` is that of the record; each row gets its own ordinal.
 /// Rows in `too_large` were refused by the broker itself.
 pub(super) fn group<'a>(
     rows: impl IntoIterator<Item = &'a [u8]>,
@@ -54,22 +70,34 @@ pub(super) fn group<'a>(
     too_large: &BTreeSet<u32>,
 ) -> Grouped {
     let mut grouped = Grouped::default();
-    let mut open: BTreeMap<u32, Message> = BTreeMap::new();
+    let mut open: BTreeMap<Destination, Message> = BTreeMap::new();
     let (mut key, mut line) = (Vec::new(), Vec::new());
     let most = limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
     for (ordinal, encoded) in (0_u32..).zip(rows) {
         let mut refuse = |reason: String, bytes: &[u8]| {
             grouped.refused.push(Refused { ordinal, reason, bytes: bytes.to_vec() });
         };
-        let event = match row::decode(encoded) {
-            Ok(event) => event,
+        let row = match row::decode(encoded) {
+            Ok(row) => row,
             Err(error) => {
                 refuse(chain(&error), encoded);
                 continue;
             }
         };
+        let origin = Origin { wal_ordinal: ordinal, ..origin.clone() };
         line.clear();
-        row::write_json(&event, &Origin { wal_ordinal: ordinal, ..origin.clone() }, &mut line);
+        let to = match &row {
+            Row::Event(event) => {
+                row::write_json(event, &origin, &mut line);
+                key.clear();
+                row::write_partition_key(event, &mut key);
+                Destination::Events(partitioner::partition(&key, partitions))
+            }
+            Row::Parked(parked) => {
+                row::write_parked_json(parked, &origin, &mut line);
+                Destination::Parked
+            }
+        };
         if line.len() > most {
             refuse(format!("the row takes {} bytes, a message has room for {most}", line.len()), &line);
             continue;
@@ -78,10 +106,7 @@ pub(super) fn group<'a>(
             refuse(format!("the broker refuses a message of {} bytes as too large", line.len()), &line);
             continue;
         }
-        key.clear();
-        row::write_partition_key(&event, &mut key);
-        let partition = partitioner::partition(&key, partitions);
-        if let Some(message) = open.get_mut(&partition) {
+        if let Some(message) = open.get_mut(&to) {
             let full = usize::try_from(message.rows).is_ok_and(|rows| rows >= limits.rows)
                 || message.payload.len() + 1 + line.len() > most;
             if !full {
@@ -91,8 +116,8 @@ pub(super) fn group<'a>(
                 continue;
             }
         }
-        let message = Message { partition, first_ordinal: ordinal, rows: 1, payload: line.clone() };
-        grouped.messages.extend(open.insert(partition, message));
+        let message = Message { to, first_ordinal: ordinal, rows: 1, payload: line.clone() };
+        grouped.messages.extend(open.insert(to, message));
     }
     grouped.messages.extend(open.into_values());
     grouped
@@ -107,7 +132,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::{EventId, TenantId, WalId},
-        row::EventRow,
+        row::{EventRow, ParkedRow},
     };
 
     fn rows(sessions: &[&str], text: &str) -> Vec<Vec<u8>> {
@@ -126,11 +151,15 @@ mod tests {
         Origin { wal_id: WalId(Uuid::from_u128(9)), wal_seq: 42, wal_ordinal: 0, relayed_at_ms: 7 }
     }
 
-    /// (partition, first ordinal, ordinals of the rows as the payload has them)
-    fn shape(grouped: &Grouped) -> Vec<(u32, u32, Vec<u32>)> {
+    /// (destination, first ordinal, ordinals of the rows as the payload has them)
+    fn shape(grouped: &Grouped) -> Vec<(Destination, u32, Vec<u32>)> {
+        let origin = |to: Destination, line: &[u8]| match to {
+            Destination::Events(_) => row::read_json(line).unwrap().1,
+            Destination::Parked => row::read_parked_json(line).unwrap().1,
+        };
         let ordinals = |message: &Message| -> Vec<u32> {
             let lines = message.payload.split(|byte| *byte == b'\n');
-            lines.map(|line| row::read_json(line).unwrap().1.wal_ordinal).collect()
+            lines.map(|line| origin(message.to, line).wal_ordinal).collect()
         };
         grouped
             .messages
@@ -138,7 +167,7 @@ mod tests {
             .map(|message| {
                 let ordinals = ordinals(message);
                 assert_eq!(ordinals.len(), message.rows as usize);
-                (message.partition, message.first_ordinal, ordinals)
+                (message.to, message.first_ordinal, ordinals)
             })
             .collect()
     }
@@ -159,8 +188,10 @@ mod tests {
         for (ordinal, session) in (0..).zip(&sessions) {
             expected.entry(partition_of(session, 5)).or_default().push(ordinal);
         }
-        let expected: Vec<_> =
-            expected.into_iter().map(|(partition, ordinals)| (partition, ordinals[0], ordinals)).collect();
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(partition, ordinals)| (Destination::Events(partition), ordinals[0], ordinals))
+            .collect();
         assert_eq!(shape(&grouped), expected);
     }
 
@@ -194,6 +225,43 @@ mod tests {
         assert_eq!(refused, [1, 3, 4]);
         assert!(grouped.refused[0].reason.contains("the broker refuses"), "{}", grouped.refused[0].reason);
         assert!(grouped.refused[2].reason.contains("layout 99"), "{}", grouped.refused[2].reason);
-        assert_eq!(shape(&grouped), [(0, 0, vec![0, 2])]);
+        assert_eq!(shape(&grouped), [(Destination::Events(0), 0, vec![0, 2])]);
+    }
+
+    #[test]
+    fn parked_rows_go_apart_and_the_events_go_as_without_them() {
+        let encoded = rows(&["a", "b", "a", "c"], "");
+        let parked = ParkedRow {
+            tenant_id: TenantId(Uuid::from_u128(1)),
+            event_id: EventId(Uuid::from_u128(9)),
+            timestamp_ms: 0,
+            received_at_ms: 0,
+            expires_at: 0,
+            plugin: "redact".into(),
+            kind: "custom".into(),
+            reason: "quarantined".into(),
+            raw: "{}".into(),
+        };
+        let mut bytes = Vec::new();
+        row::encode_parked(&parked, &mut bytes);
+        let limits = MessageLimits { rows: 2, bytes: 100_000 };
+        let (first, rest) = encoded.split_at(2);
+        let mixed: Vec<&[u8]> = [&bytes[..], &first[0], &first[1], &bytes, &bytes, &rest[0], &rest[1]].to_vec();
+        let grouped = group(mixed, &origin(), 1, &limits, &BTreeSet::new());
+        assert!(grouped.has_parked() && grouped.refused.is_empty());
+        let (to_events, to_parked) = (Destination::Events(0), Destination::Parked);
+        let expected = [
+            (to_parked, 0, vec![0, 3]),
+            (to_events, 1, vec![1, 2]),
+            (to_events, 5, vec![5, 6]),
+            (to_parked, 4, vec![4]),
+        ];
+        let mut shape = shape(&grouped);
+        shape.sort();
+        let mut expected = expected.to_vec();
+        expected.sort();
+        assert_eq!(shape, expected);
+        let large = MessageLimits { rows: 2, bytes: MESSAGE_OVERHEAD + 10 };
+        assert_eq!(group([&bytes[..]], &origin(), 1, &large, &BTreeSet::new()).refused.len(), 1);
     }
 }

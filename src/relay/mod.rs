@@ -17,6 +17,11 @@
 //!           rows         number of rows
 //! ```
 //!
+//! Parked events ([`crate::row::ParkedRow`]) of a record are messages of the same shape in a topic of their own,
+//! `<topic>.parked`, partition 0: the topic of events is read by others, and a parked event may hold what its plugin
+//! would have removed. That topic is asked for when the first parked event is to be sent, and not before. A record leaves
+//! the log when its messages of both topics are acknowledged.
+//!
 //! # Order
 //! - Messages are handed to one idempotent producer (`acks=all`, no gaps, no time-out) in the order of the log. So in a
 //!   partition a broker never holds what came later without what came before.

@@ -18,7 +18,7 @@ use rdkafka::{
 };
 
 use super::{
-    group::Message,
+    group::{Destination, Message},
     window::{Failure, Sent, Window},
 };
 use crate::{
@@ -77,7 +77,8 @@ impl ProducerContext for RelayContext {
             Err((error, message)) => {
                 let too_large =
                     (error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)).then_some(*sent);
-                let reason = format!("partition {} did not take a message: {error}", message.partition());
+                let (topic, partition) = (message.topic(), message.partition());
+                let reason = format!("partition {partition} of topic {topic} did not take a message: {error}");
                 self.window.fail(Failure { reason, too_large });
             }
         }
@@ -100,6 +101,7 @@ pub(super) struct Producer {
     stop: Arc<AtomicBool>,
     poller: Option<thread::JoinHandle<()>>,
     topic: String,
+    parked_topic: String,
 }
 
 impl Producer {
@@ -122,7 +124,7 @@ impl Producer {
             }
         });
         let poller = Some(poller.map_err(BrokerError::Thread)?);
-        Ok(Self { inner, stop, poller, topic: settings.topic.clone() })
+        Ok(Self { inner, stop, poller, topic: settings.topic.clone(), parked_topic: settings.parked_topic() })
     }
 
     /// Hands one message to librdkafka, which copies it.
@@ -134,8 +136,12 @@ impl Producer {
             .insert(Header { key: "wal_seq", value: Some(&number(seq.0)) })
             .insert(Header { key: "wal_ordinal", value: Some(&number(u64::from(message.first_ordinal))) })
             .insert(Header { key: "rows", value: Some(&number(u64::from(message.rows))) });
-        let record: BaseRecord<'_, (), [u8], Box<Sent>> = BaseRecord::with_opaque_to(&self.topic, Box::new(sent))
-            .partition(i32::try_from(message.partition).unwrap_or(i32::MAX))
+        let (topic, partition) = match message.to {
+            Destination::Events(partition) => (&self.topic, i32::try_from(partition).unwrap_or(i32::MAX)),
+            Destination::Parked => (&self.parked_topic, 0),
+        };
+        let record: BaseRecord<'_, (), [u8], Box<Sent>> = BaseRecord::with_opaque_to(topic, Box::new(sent))
+            .partition(partition)
             .payload(message.payload.as_slice())
             .headers(headers);
         // Counted before it is sent: its report may come before this thread goes on.

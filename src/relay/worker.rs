@@ -44,6 +44,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// The lag is measured at most this often: it walks through the log's generations.
 const MEASURE_EVERY: Duration = Duration::from_millis(250);
 
+/// How often a wait for the topic of parked events looks whether it is there: once in a node's life.
+const PARKED_TOPIC_LOOK: Duration = Duration::from_millis(50);
+
 /// How one producer's life ended.
 enum End {
     Cancelled,
@@ -73,6 +76,8 @@ struct TooLarge {
 pub(super) struct Worker {
     relay: Relay,
     topic: TopicWatch,
+    /// The topic of parked events: looked after once there is one to send, because most nodes never have one.
+    parked_topic: Option<TopicWatch>,
     runtime: Handle,
     cancel: CancellationToken,
     counts: Counts,
@@ -93,6 +98,7 @@ impl Worker {
         Ok(Self {
             relay,
             topic,
+            parked_topic: None,
             runtime: Handle::current(),
             cancel,
             counts: Counts::default(),
@@ -191,6 +197,9 @@ impl Worker {
         for refused in &grouped.refused {
             self.keep_letter(record, refused)?;
         }
+        if grouped.has_parked() {
+            self.wait_for_parked_topic(window)?;
+        }
         let first = record.cumulative.saturating_sub(u64::from(record.event_count));
         self.lag.acknowledged.get_or_insert(first);
         self.lag.read = Some((record.seq, record.cumulative));
@@ -205,6 +214,25 @@ impl Worker {
                     Handed::QueueFull => self.wait(window)?,
                     Handed::Failed(failure) => return Err(End::Failed(window.failure().unwrap_or(failure))),
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the topic of parked events is there: everything behind waits too, because a record is sent whole.
+    fn wait_for_parked_topic(&mut self, window: &Window) -> Result<(), End> {
+        if self.parked_topic.is_none() {
+            let Relay { settings, status, .. } = &self.relay;
+            match broker::watch(&settings.parked(), status.clone(), self.cancel.clone()) {
+                Ok(watch) => self.parked_topic = Some(watch),
+                Err(error) => return Err(End::Failed(Failure { reason: chain(&error), too_large: None })),
+            }
+        }
+        while self.parked_topic.as_ref().is_some_and(|topic| *topic.partitions.borrow() == 0) {
+            self.pause(PARKED_TOPIC_LOOK)?;
+            self.truncate(window);
+            if let Some(failure) = window.failure() {
+                return Err(End::Failed(failure));
             }
         }
         Ok(())
@@ -374,6 +402,9 @@ impl Worker {
             self.relay.reader.rewind(seq);
         }
         self.topic.look_now();
+        if let Some(topic) = &self.parked_topic {
+            topic.look_now();
+        }
         let pause = FIRST_PAUSE.saturating_mul(1 << failures.clamp(1, 10)).min(LAST_PAUSE);
         // When cancelled meanwhile, the next wait says so.
         if self.pause(pause.mul_f64(rand::random_range(0.5..1.0))).is_err() {

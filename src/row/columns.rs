@@ -1,4 +1,5 @@
-//! The columns of `events`, once: from this list come the struct, its encodings and the column list of the insert.
+//! The columns of `events` and of `parked_events`, once: from these lists come the structs, their encodings and the column
+//! lists of the inserts.
 
 use super::binary::{BinaryError, ColumnValue, Json, Text};
 use crate::ids::{EventId, TenantId, WalId};
@@ -107,6 +108,31 @@ column_group! {
 }
 
 column_group! {
+    /// An event that could not be run through a plugin, as it was sent. The first five columns are those of an event, so
+    /// that both kinds of rows have their expiry in the same place.
+    PARKED_COLUMNS, ParkedRow<'a> {
+        /// Owner.
+        tenant_id ("tenant_id"): TenantId,
+        /// The sender's id, or one made at acceptance.
+        event_id ("event_id"): EventId,
+        /// When it happened, by the sender's clock.
+        timestamp_ms ("timestamp"): i64,
+        /// When this engine accepted it.
+        received_at_ms ("received_at"): i64,
+        /// Unix seconds from which the row may be dropped: that of the event that it will become.
+        expires_at ("expires_at"): u32,
+        /// The plugin that could not be used.
+        plugin ("plugin"): Text<'a>,
+        /// The event type.
+        kind ("type"): Text<'a>,
+        /// Why the plugin could not be used, in words.
+        reason ("reason"): Text<'a>,
+        /// The event's JSON, byte for byte as it was sent.
+        raw ("raw"): Text<'a>,
+    }
+}
+
+column_group! {
     /// Where a row entered: the record of a write-ahead log, and its place in it. Identifies the row for ever.
     ORIGIN_COLUMNS, Origin {
         /// The opening of the log under which the record was written.
@@ -136,6 +162,38 @@ macro_rules! read_columns {
     ($input:ident, $group:ident { $($field:ident)+ }) => {
         Ok($group { $($field: ColumnValue::read_binary($input, stringify!($field))?,)+ })
     };
+}
+
+impl<'a> ParkedRow<'a> {
+    /// Reads the columns back from `RowBinary`, moving `input` past them.
+    ///
+    /// # Errors
+    /// [`BinaryError`] naming the first column that is not there or not valid.
+    pub fn read_binary(input: &mut &'a [u8]) -> Result<Self, BinaryError> {
+        read_columns!(input, ParkedRow {
+            tenant_id event_id timestamp_ms received_at_ms expires_at plugin kind reason raw
+        })
+    }
+}
+
+impl Origin {
+    /// Reads the columns back from `RowBinary`, moving `input` past them.
+    ///
+    /// # Errors
+    /// [`BinaryError`] naming the first column that is not there or not valid.
+    pub fn read_binary(input: &mut &[u8]) -> Result<Self, BinaryError> {
+        read_columns!(input, Origin { wal_id wal_seq wal_ordinal relayed_at_ms })
+    }
+}
+
+impl<'a> Position<'a> {
+    /// Reads the columns back from `RowBinary`, moving `input` past them.
+    ///
+    /// # Errors
+    /// [`BinaryError`] naming the first column that is not there or not valid.
+    pub fn read_binary(input: &mut &'a [u8]) -> Result<Self, BinaryError> {
+        read_columns!(input, Position { topic partition offset })
+    }
 }
 
 impl<'a> EventRow<'a> {

@@ -22,7 +22,7 @@ use crate::ids::{EventId, TenantId, WalId};
 /// A line that is not a row.
 #[derive(Debug, Error)]
 #[error("not a row of this engine")]
-pub struct JsonError(#[from] serde_json::Error);
+pub struct JsonError(#[from] pub(super) serde_json::Error);
 
 macro_rules! wire {
     (
@@ -100,16 +100,7 @@ wire! {
 
 /// Appends `row` and `origin` to `out` as one JSON object, without a line break.
 pub fn write_json(row: &EventRow<'_>, origin: &Origin, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"tenant_id\":");
-    write_uuid(row.tenant_id.0, out);
-    out.extend_from_slice(b",\"event_id\":");
-    write_uuid(row.event_id.0, out);
-    out.extend_from_slice(b",\"timestamp\":");
-    write_time(row.timestamp_ms, out);
-    out.extend_from_slice(b",\"received_at\":");
-    write_time(row.received_at_ms, out);
-    out.extend_from_slice(b",\"expires_at\":");
-    write_value(&row.expires_at, out);
+    write_identity(row.tenant_id, row.event_id, [row.timestamp_ms, row.received_at_ms], row.expires_at, out);
     write_optional_columns(row, out);
     for (name, object) in [(&b",\"context\":"[..], &row.context), (b",\"properties\":", &row.properties)] {
         if !object.is_empty() {
@@ -117,6 +108,39 @@ pub fn write_json(row: &EventRow<'_>, origin: &Origin, out: &mut Vec<u8>) {
             out.extend_from_slice(object.as_bytes());
         }
     }
+    write_origin(origin, out);
+}
+
+/// Reads one line as [`write_json`] wrote it.
+///
+/// # Errors
+/// [`JsonError`] when the line is not JSON, misses a column that every row has, or has one that no row has.
+pub fn read_json(line: &[u8]) -> Result<(EventRow<'_>, Origin), JsonError> {
+    Ok(serde_json::from_slice::<Wire<'_>>(line)?.into_parts())
+}
+
+/// What every kind of row begins with. `times`: timestamp and receipt.
+pub(super) fn write_identity(
+    tenant_id: TenantId,
+    event_id: EventId,
+    times: [i64; 2],
+    expires_at: u32,
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(b"{\"tenant_id\":");
+    write_uuid(tenant_id.0, out);
+    out.extend_from_slice(b",\"event_id\":");
+    write_uuid(event_id.0, out);
+    for (name, time) in [&b",\"timestamp\":"[..], b",\"received_at\":"].into_iter().zip(times) {
+        out.extend_from_slice(name);
+        write_time(time, out);
+    }
+    out.extend_from_slice(b",\"expires_at\":");
+    write_value(&expires_at, out);
+}
+
+/// What every kind of row ends with.
+pub(super) fn write_origin(origin: &Origin, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"wal_id\":");
     write_uuid(origin.wal_id.0, out);
     out.extend_from_slice(b",\"wal_seq\":");
@@ -128,14 +152,6 @@ pub fn write_json(row: &EventRow<'_>, origin: &Origin, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// Reads one line as [`write_json`] wrote it.
-///
-/// # Errors
-/// [`JsonError`] when the line is not JSON, misses a column that every row has, or has one that no row has.
-pub fn read_json(line: &[u8]) -> Result<(EventRow<'_>, Origin), JsonError> {
-    Ok(serde_json::from_slice::<Wire<'_>>(line)?.into_parts())
-}
-
 fn write_uuid(id: Uuid, out: &mut Vec<u8>) {
     out.push(b'"');
     super::write_uuid(id, out);
@@ -143,7 +159,7 @@ fn write_uuid(id: Uuid, out: &mut Vec<u8>) {
 }
 
 /// A text, a whole number or a finite one: none of them can fail to be JSON, and a Vec takes whatever is written.
-fn write_value<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
+pub(super) fn write_value<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
     if serde_json::to_writer(out, value).is_err() {
         debug_assert!(false, "texts and finite numbers are always representable as JSON");
     }
@@ -176,7 +192,7 @@ fn write_time(milliseconds: i64, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+pub(super) fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     struct Time;
     impl Visitor<'_> for Time {
         type Value = i64;

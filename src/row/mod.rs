@@ -6,26 +6,36 @@
 //! read by others; the sink turns it back into RowBinary.
 //!
 //! ```text
-//! in the log    layout (1 byte) | event columns, RowBinary, in the order of EVENT_COLUMNS
+//! in the log    layout (1 byte) | columns, RowBinary, in the order of EVENT_COLUMNS (1) or PARKED_COLUMNS (2)
 //! in a topic    one JSON object a line: event columns that are not empty, and the origin
-//! in an insert  event columns | wal_id wal_seq wal_ordinal relayed_at | topic partition offset
+//! in an insert  columns | wal_id wal_seq wal_ordinal relayed_at | topic partition offset
 //! ```
 //!
-//! - The columns of fixed size stand first, so that the expiry of an encoded row is read without decoding it.
+//! - There are two kinds of rows. An event goes into `events`. A parked event, one that could not be run through a plugin,
+//!   goes into `parked_events` as it was sent, never into `events` and never into the topic that others read.
+//! - The columns of fixed size stand first, the same ones in both kinds, so that the expiry of an encoded row is read
+//!   without decoding it.
 //! - A column is added at the end of its group, with a new layout number; the decoder keeps the old layouts.
 //! - `context` and `properties` are JSON objects as text, without line breaks outside of strings, or empty.
-//! - What this is not: a general serialisation. It knows one table.
+//! - What this is not: a general serialisation. It knows two tables.
 
 mod binary;
 mod columns;
 mod json;
+mod parked;
 
 pub use binary::{BinaryError, Json, Text};
-pub use columns::{EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, POSITION_COLUMNS, Position};
+pub use columns::{
+    EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Position,
+};
 pub use json::{JsonError, read_json, write_json};
+pub use parked::{read_parked_json, write_parked_json};
 
-/// Number of the layout that this version writes; the first byte of every row in the log.
+/// Number of the layout of events that this version writes; the first byte of a row in the log.
 pub const LAYOUT: u8 = 1;
+
+/// Number of the layout of parked events that this version writes.
+pub const PARKED_LAYOUT: u8 = 2;
 
 /// `expires_at` of a row that is kept for ever: the last second that ClickHouse's `DateTime` can hold.
 pub const EXPIRES_NEVER: u32 = u32::MAX;
@@ -36,23 +46,40 @@ pub fn encode(row: &EventRow<'_>, out: &mut Vec<u8>) {
     row.write_binary(out);
 }
 
-/// Decodes a row as [`encode`] wrote it, borrowing its texts.
+/// Appends `row` to `out` in the form in which the log keeps it.
+pub fn encode_parked(row: &ParkedRow<'_>, out: &mut Vec<u8>) {
+    out.push(PARKED_LAYOUT);
+    row.write_binary(out);
+}
+
+/// A row of either kind.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every row is of the large kind, and none is kept")]
+pub enum Row<'a> {
+    /// Goes into `events`.
+    Event(EventRow<'a>),
+    /// Goes into `parked_events`.
+    Parked(ParkedRow<'a>),
+}
+
+/// Decodes a row as [`encode`] or [`encode_parked`] wrote it, borrowing its texts.
 ///
 /// # Errors
 /// [`BinaryError`] when the layout is unknown or the bytes do not form exactly one row.
-pub fn decode(encoded: &[u8]) -> Result<EventRow<'_>, BinaryError> {
-    let mut input = event_columns(encoded)?;
-    let row = EventRow::read_binary(&mut input)?;
+pub fn decode(encoded: &[u8]) -> Result<Row<'_>, BinaryError> {
+    let (layout, mut input) = columns(encoded)?;
+    let row = if layout == PARKED_LAYOUT {
+        Row::Parked(ParkedRow::read_binary(&mut input)?)
+    } else {
+        Row::Event(EventRow::read_binary(&mut input)?)
+    };
     if input.is_empty() { Ok(row) } else { Err(BinaryError::TrailingBytes { count: input.len() }) }
 }
 
-/// The event columns of an encoded row, ready to be copied into an insert: the row without its layout byte.
-///
-/// # Errors
-/// [`BinaryError`] when the layout is unknown.
-pub fn event_columns(encoded: &[u8]) -> Result<&[u8], BinaryError> {
+/// Layout and columns of an encoded row. The columns are ready to be copied into an insert.
+fn columns(encoded: &[u8]) -> Result<(u8, &[u8]), BinaryError> {
     match encoded.split_first() {
-        Some((&LAYOUT, columns)) => Ok(columns),
+        Some((&layout @ (LAYOUT | PARKED_LAYOUT), columns)) => Ok((layout, columns)),
         Some((&layout, _)) => Err(BinaryError::UnknownLayout { layout }),
         None => Err(BinaryError::Truncated { column: "layout" }),
     }
@@ -65,7 +92,7 @@ pub fn event_columns(encoded: &[u8]) -> Result<&[u8], BinaryError> {
 pub fn expires_at(encoded: &[u8]) -> Result<u32, BinaryError> {
     // tenant_id 16, event_id 16, timestamp 8, received_at 8
     const OFFSET: usize = 48;
-    let columns = event_columns(encoded)?;
+    let (_, columns) = columns(encoded)?;
     columns
         .get(OFFSET..OFFSET + 4)
         .and_then(|bytes| bytes.try_into().ok())
@@ -73,7 +100,8 @@ pub fn expires_at(encoded: &[u8]) -> Result<u32, BinaryError> {
         .ok_or(BinaryError::Truncated { column: "expires_at" })
 }
 
-/// Appends one complete row of an insert to `out`: event columns, origin, position.
+/// Appends one complete row of an insert to `out`: its columns, origin, position. The insert is into the table of the row's
+/// kind.
 ///
 /// # Errors
 /// [`BinaryError`] when the layout of `encoded` is unknown; `out` is unchanged then.
@@ -83,7 +111,7 @@ pub fn write_insert_row(
     position: &Position<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), BinaryError> {
-    out.extend_from_slice(event_columns(encoded)?);
+    out.extend_from_slice(columns(encoded)?.1);
     origin.write_binary(out);
     position.write_binary(out);
     Ok(())

@@ -11,6 +11,7 @@ use super::{Common, settings};
 use crate::{
     api::{self, Api, Readiness, Server},
     health::State,
+    plugins::Plugins,
     wal::Wal,
 };
 
@@ -22,7 +23,7 @@ pub(super) struct Front {
 
 impl Front {
     /// Binds and serves. A node without the API role serves its health and metrics only.
-    pub async fn start(common: &Common, wal: Option<&Wal>) -> Result<Self> {
+    pub async fn start(common: &Common, wal: Option<&Wal>, plugins: Plugins) -> Result<Self> {
         let config = &common.config;
         let probe = api::Probe {
             health: common.health.clone(),
@@ -33,7 +34,8 @@ impl Front {
             Some(wal) => {
                 let tenants = settings::tenants(config)?;
                 let codec = settings::codec(config);
-                Api::new(settings::limits(config), tenants, wal.clone(), codec, Arc::clone(&common.metrics))
+                let metrics = Arc::clone(&common.metrics);
+                Api::new(settings::limits(config), tenants, wal.clone(), codec, Some(plugins), metrics)
                     .router(probe.clone())
             }
             None => api::health_router(probe.clone()),

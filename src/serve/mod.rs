@@ -1,9 +1,10 @@
 //! One node: which parts run, in which order they start and stop.
 //!
 //! ```text
-//! start   log --> API and admin ports --> ClickHouse (embedded or remote) --> tables --> source + sink
-//!                                   \--> relay (with brokers)
-//! stop    API (answer what is in flight) --> relay, sink (drain within their budgets) --> log --> embedded ClickHouse
+//! start   log --> plugins --> API and admin ports --> ClickHouse (embedded or remote) --> tables --> source + sink
+//!                                                \--> relay (with brokers)                       \--> those of parked events, when
+//!                                                                                        their topic comes into being
+//! stop    API (answer what is in flight) --> plugins --> relay, sink (drain within their budgets) --> log --> embedded ClickHouse
 //! ```
 //!
 //! - The API comes before everything that is behind the log: events are accepted while the broker or ClickHouse is away,
@@ -14,6 +15,7 @@
 
 mod drain;
 mod front;
+mod plugins;
 mod settings;
 mod storage;
 
@@ -30,6 +32,7 @@ use crate::{
     dead_letters::DeadLetters,
     health::Health,
     metrics::Metrics,
+    plugins::tables::Tables,
     relay::Relay,
     wal::{self, Wal},
 };
@@ -50,6 +53,8 @@ struct Common {
     health: Health,
     metrics: Arc<Metrics>,
     dead_letters: DeadLetters,
+    tables: Tables,
+    clickhouse: plugins::ClickHouse,
 }
 
 /// The node's log and the one reader of it.
@@ -66,14 +71,21 @@ struct OpenLog {
 pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
     let dead_letters = DeadLetters::new(config.process.data_dir.join("dead-letters"), Arc::clone(&metrics));
-    let common = Common { config: Arc::new(config), health: Health::default(), metrics, dead_letters };
+    let tables = plugins::tables(&config)?;
+    let (health, clickhouse) = (Health::default(), plugins::ClickHouse::default());
+    let common = Common { config: Arc::new(config), health, metrics, dead_letters, tables, clickhouse };
     let config = Arc::clone(&common.config);
 
     let log = if config.process.roles.api { Some(open_log(&common).await?) } else { None };
     let wal = log.as_ref().map(|log| log.wal.clone());
-    let front = match purpose {
-        Purpose::Serve => Some(front::Front::start(&common, wal.as_ref()).await?),
+    // Plugins come before the API: an event of a type that one adds must not be refused because the engine just started.
+    let running = match purpose {
+        Purpose::Serve => Some(plugins::Running::start(&common).await?),
         Purpose::Drain => None,
+    };
+    let front = match &running {
+        Some(running) => Some(front::Front::start(&common, wal.as_ref(), running.plugins.clone()).await?),
+        None => None,
     };
     let back = Back::start(&common, log);
 
@@ -82,6 +94,9 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
 
     if let Some(front) = front {
         front.stop().await;
+    }
+    if let Some(running) = running {
+        running.stop().await;
     }
     let finished = back.stop(&common, wal.as_ref()).await;
     if let Some(wal) = wal {

@@ -6,6 +6,7 @@ use crate::{
     api, broker, clickhouse,
     config::{self, Config},
     event::Retention,
+    plugins::{faults::FaultWindow, instance, plugin::Deadline, registry, threads},
     sink::{self, source::RangeLimits},
     tenants::{Bucket, Rate, Tenant, Tenants},
     wal,
@@ -76,6 +77,32 @@ pub(super) fn tenants(config: &Config) -> Result<Tenants> {
         })
     });
     tenants.collect::<Result<Vec<_>>>().map(Tenants::new).context("the quota of a tenant")
+}
+
+/// What the registry of plugins takes.
+pub(super) fn plugins(config: &Config) -> Result<registry::Settings> {
+    let settings = &config.plugins;
+    // Twice the processors, because a call may wait for something; and never so few that one slow plugin is felt at once.
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = if settings.threads == 0 { (2 * processors).max(4) } else { settings.threads };
+    let limits = limits(config);
+    Ok(registry::Settings {
+        dir: config.plugins_dir(),
+        data_dir: config.process.data_dir.clone(),
+        program: std::env::current_exe().context("finding this program's own file")?,
+        allow: settings.allow.clone(),
+        mode: if config.process.roles.api { registry::Mode::Run } else { registry::Mode::DeclareOnly },
+        isolation: registry::Isolation {
+            all: settings.isolation == config::Isolation::Process,
+            named: settings.isolated.clone(),
+            bytes: settings.isolated_bytes,
+        },
+        deadline: Deadline { base: settings.deadline, per_event: settings.deadline_per_event },
+        threads: threads::Settings { threads, leaked: settings.leaked_threads },
+        faults: FaultWindow::new(settings.faults, settings.fault_window),
+        limits: instance::Limits { event_bytes: limits.event_bytes },
+        config: settings.config.clone(),
+    })
 }
 
 pub(super) fn range_limits(config: &Config) -> RangeLimits {

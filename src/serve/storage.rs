@@ -5,9 +5,13 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::{Common, OpenLog, settings};
+use super::{
+    Common, OpenLog,
+    plugins::{self, Reached},
+    settings,
+};
 use crate::{
-    broker::source::KafkaSource,
+    broker::{self, source::KafkaSource},
     clickhouse::{
         Client, MigrateError, Migrator, Mode,
         embedded::{Supervisor, SupervisorSettings},
@@ -17,7 +21,7 @@ use crate::{
     error_chain::chain,
     health::{Component, Health},
     metrics::Metrics,
-    sink::{Sink, wal_source::WalSource},
+    sink::{self, Sink, wal_source::WalSource},
 };
 
 /// Stores what the source gives until `stop`. With a `log` it is the source, else the broker is.
@@ -60,6 +64,9 @@ async fn store(
         tokio::spawn(watch(client.clone(), health, watching.clone()));
         watching.drop_guard()
     });
+    let (template, mode) = (settings::template(config, child.is_some()), mode(config));
+    common.clickhouse.get_or_init(|| Reached { client: client.clone(), template: template.clone(), mode });
+    let tables = common.tables.clone();
     let (settings, metrics) = (settings::sink(config), Arc::clone(&common.metrics));
     let limits = settings::range_limits(config);
     if let Some(OpenLog { wal, reader }) = log {
@@ -67,7 +74,8 @@ async fn store(
         let source =
             WalSource::open(wal, reader, limits, common.dead_letters.clone(), source_health, Arc::clone(&metrics))
                 .context("reading the write-ahead log")?;
-        Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
+        let sink = Sink::new(source, client, settings, sink_health, metrics);
+        sink.with_tables(tables, template, mode).run(stop).await?;
     } else {
         let source = KafkaSource::new(
             settings::broker(config),
@@ -77,8 +85,49 @@ async fn store(
             Arc::clone(&metrics),
         )
         .context("joining the consumer group")?;
-        Sink::new(source, client, settings, sink_health, metrics).run(stop).await?;
+        let sink = Sink::new(source, client.clone(), settings, sink_health, metrics);
+        let events = sink.with_tables(tables, template, mode).run(stop.clone());
+        let events = async { events.await.map_err(anyhow::Error::from) };
+        tokio::try_join!(events, store_parked(common, client, stop))?;
     }
+    Ok(())
+}
+
+/// How often it is looked for the topic of parked events. In most clusters it never comes, and one that has just come may
+/// wait: the topic keeps its events for days.
+const LOOK_FOR_PARKED: Duration = Duration::from_secs(15);
+
+/// Stores what the topic of parked events holds, once there is such a topic. Until then there is no consumer, no group and
+/// nothing in health.
+async fn store_parked(common: &Common, client: Client, stop: CancellationToken) -> Result<()> {
+    let config = &common.config;
+    let topic = settings::broker(config).parked();
+    let coming = async {
+        loop {
+            match broker::exists(&topic).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                // An outage, which the source of events tells of.
+                Err(error) => tracing::debug!(error = chain(&error), "cannot look for the topic of parked events"),
+            }
+            tokio::time::sleep(LOOK_FOR_PARKED).await;
+        }
+    };
+    if stop.run_until_cancelled(coming).await.is_none() {
+        return Ok(());
+    }
+    tracing::info!(topic = topic.topic, "plugins have parked events; storing them too");
+    let (health, metrics) = (&common.health, &common.metrics);
+    let source = KafkaSource::new(
+        topic,
+        settings::range_limits(config),
+        common.dead_letters.clone(),
+        health.component("parked_broker"),
+        Arc::clone(metrics),
+    )
+    .context("joining the consumer group of parked events")?;
+    let settings = sink::Settings { shows_lag: false, ..settings::sink(config) };
+    Sink::new(source, client, settings, health.component("parked_sink"), Arc::clone(metrics)).run(stop).await?;
     Ok(())
 }
 
@@ -111,7 +160,7 @@ pub async fn migrate(config: Config) -> Result<()> {
     }
     let child = start_embedded(&config, health, Arc::new(Metrics::new())).await?;
     let migrated = async {
-        let (_, migrator) = client(&config, child.as_ref())?;
+        let (client, migrator) = client(&config, child.as_ref())?;
         let applied = migrator.apply().await.context("migrating")?;
         if applied.is_empty() {
             tracing::info!("the tables are up to date");
@@ -119,7 +168,8 @@ pub async fn migrate(config: Config) -> Result<()> {
         for file in applied {
             tracing::info!(file, "applied");
         }
-        Ok(())
+        let template = settings::template(&config, child.is_some());
+        plugins::tables(&config)?.apply(&client, &template).await.context("making the tables of plugins")
     }
     .await;
     if let Some(child) = child {
@@ -151,7 +201,12 @@ fn client(config: &Config, child: Option<&Supervisor>) -> Result<(Client, Migrat
     Ok((client, migrator))
 }
 
-fn mode(config: &Config) -> Mode {
+/// The client of a configured server.
+pub(super) fn remote_client(config: &Config) -> Result<Client> {
+    Client::new(&settings::clickhouse(config, None)).context("setting up the client of ClickHouse")
+}
+
+pub(super) fn mode(config: &Config) -> Mode {
     match config.clickhouse.migrate {
         Migrate::Auto => Mode::Auto,
         Migrate::Verify => Mode::Verify,

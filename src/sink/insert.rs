@@ -1,8 +1,8 @@
-//! One range, one insert: the statement, its settings, and the repeats.
+//! One range, one insert for each table that it has rows of: the statements, its settings, and the repeats.
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -13,11 +13,16 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Settings, report::Report, source::Range};
+use super::{
+    Settings,
+    report::Report,
+    source::{Block, Range},
+};
 use crate::{
-    clickhouse::{Client, Kind, MigrateError, Migrator, QueryError, Template, quote_identifier},
+    clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
     metrics::Metrics,
-    row::{EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS},
+    plugins::tables::{Tables, TablesError},
+    row::{EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS},
 };
 
 /// How the storing of a range ended.
@@ -40,6 +45,16 @@ pub(super) enum AttemptError {
     /// Tables or views are not there (yet).
     #[error(transparent)]
     Schema(MigrateError),
+    /// Tables of plugins are not there (yet).
+    #[error(transparent)]
+    Plugins(#[from] TablesError),
+}
+
+/// The tables of plugins, which stand before a row that needs them is inserted.
+pub(super) struct Gate {
+    pub(super) tables: Tables,
+    pub(super) template: Template,
+    pub(super) mode: Mode,
 }
 
 /// Stores ranges. Shared by all inserts in flight.
@@ -50,7 +65,9 @@ pub(super) struct Inserter {
     /// be migrated while inserts are repeated: rows that arrived between the table and its views would be missing
     /// from the views for ever.
     schema_in_doubt: AtomicBool,
-    statement: String,
+    into_events: String,
+    into_parked: String,
+    gate: OnceLock<Gate>,
     settings: Settings,
     report: Report,
     metrics: Arc<Metrics>,
@@ -58,11 +75,18 @@ pub(super) struct Inserter {
 
 impl Inserter {
     pub(super) fn new(client: Client, settings: Settings, report: Report, metrics: Arc<Metrics>) -> Self {
-        let statement = statement(client.database());
+        let into_events = statement(client.database(), "events", EVENT_COLUMNS, &[]);
+        let into_parked = statement(client.database(), "parked_events", PARKED_COLUMNS, &[]);
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
-        Self { client, schema, schema_in_doubt: AtomicBool::new(false), statement, settings, report, metrics }
+        let (schema_in_doubt, gate) = (AtomicBool::new(false), OnceLock::new());
+        Self { client, schema, schema_in_doubt, gate, into_events, into_parked, settings, report, metrics }
+    }
+
+    /// Lets nothing through before the tables of plugins stand. The first gate stays.
+    pub(super) fn guard(&self, gate: Gate) {
+        self.gate.get_or_init(|| gate);
     }
 
     /// Inserts `range` until it is stored, its partition is taken away, or `stop` comes while it cannot be stored.
@@ -112,14 +136,27 @@ impl Inserter {
                 Err(missing) => return Err(AttemptError::Schema(missing)),
             }
         }
+        if let Some(Gate { tables, template, mode }) = self.gate.get()
+            && !tables.is_applied()
+        {
+            tables.bring_up(&self.client, template, *mode).await?;
+        }
         let started = Instant::now();
         // A range of which every row went to the dead letters is only to be committed.
-        if range.rows > 0 {
-            let result = self.client.insert(&self.statement, &insert_settings(range), range.body.clone()).await;
+        let events = Block { rows: range.rows, body: range.body.clone() };
+        for (statement, block) in [(&self.into_events, &events), (&self.into_parked, &range.parked)] {
+            if block.rows == 0 {
+                continue;
+            }
+            let settings = insert_settings(&range.id, block.rows);
+            let result = self.client.insert(statement, &settings, block.body.clone()).await;
             if let Err(error) = &result
                 && matches!(error.kind(), Kind::Infrastructure | Kind::Configuration)
             {
                 self.schema_in_doubt.store(true, Relaxed);
+                if let Some(gate) = self.gate.get() {
+                    gate.tables.doubt();
+                }
             }
             result?;
         }
@@ -129,31 +166,34 @@ impl Inserter {
     fn stored(&self, range: &Range, took: Duration) {
         self.report.resolved(&range.id);
         self.metrics.sink_rows.inc_by(range.rows as u64);
-        self.metrics.sink_inserts.inc();
+        self.metrics.sink_parked_rows.inc_by(range.parked.rows as u64);
+        self.metrics
+            .sink_inserts
+            .inc_by([range.rows, range.parked.rows].into_iter().filter(|rows| *rows > 0).count() as u64);
         self.metrics.sink_insert.observe(took.as_secs_f64());
     }
 }
 
-/// The insert, naming every column that a row has: one that a later migration adds takes its default.
-fn statement(database: &str) -> String {
-    let columns = EVENT_COLUMNS.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS);
+/// The insert, naming every column that a row has and then `more`: one that a later migration adds takes its default.
+pub(crate) fn statement(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
+    let columns = columns.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS).chain(more);
     let columns: Vec<String> = columns.map(|column| quote_identifier(column)).collect();
-    format!("INSERT INTO {}.events ({}) FORMAT RowBinary", quote_identifier(database), columns.join(", "))
+    format!("INSERT INTO {}.{table} ({}) FORMAT RowBinary", quote_identifier(database), columns.join(", "))
 }
 
 /// What every insert pins, whatever the server's or the user's profile says.
-fn insert_settings(range: &Range) -> [(&'static str, String); 8] {
+pub(crate) fn insert_settings(token: &impl ToString, rows: usize) -> [(&'static str, String); 8] {
     [
         // Gathered with others' rows an insert would have no block, hence no token, of its own.
         ("async_insert", "0".into()),
         ("insert_deduplicate", "1".into()),
-        ("insert_deduplication_token", range.id.to_string()),
+        ("insert_deduplication_token", token.to_string()),
         // A repeat must reach the views' targets too: each has a window of its own and recognises it there.
         ("deduplicate_blocks_in_dependent_materialized_views", "1".into()),
         // One block: a token stands for whole ranges only. The reader of the format cuts at the first, the writer
         // gathers until the second.
-        ("max_insert_block_size", range.rows.to_string()),
-        ("min_insert_block_size_rows", range.rows.to_string()),
+        ("max_insert_block_size", rows.to_string()),
+        ("min_insert_block_size_rows", rows.to_string()),
         ("min_insert_block_size_bytes", "0".into()),
         // The source bounds the partitions of a range. A limit here would make the one record that is above it
         // (a request of many retentions) impossible to store for ever.

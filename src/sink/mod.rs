@@ -5,6 +5,8 @@
 //!                            | fails: wait, the same bytes under the same token again, without end
 //! ```
 //!
+//! - A range with parked events is two inserts, into `events` and then into `parked_events`, each under the range's token;
+//!   it is committed after both, and a repeat repeats both.
 //! - A range is inserted until ClickHouse says yes. Whatever the error, nothing is dropped and nothing is skipped; only
 //!   its partition waits, and `/health` says for what. A repeat is recognised by its token, in `events` and in the
 //!   target of every view.
@@ -30,8 +32,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{clickhouse::Client, health::Component, metrics::Metrics};
-use insert::{Inserter, Outcome};
+use crate::{
+    clickhouse::{Client, Mode, Template},
+    health::Component,
+    metrics::Metrics,
+    plugins::tables::Tables,
+};
+use insert::{Gate, Inserter, Outcome};
+pub(crate) use insert::{insert_settings, statement as insert_statement};
 use report::Report;
 use source::{Range, RangeId, Source, SourceError};
 
@@ -49,6 +57,8 @@ pub struct Settings {
     pub retry_longest: Duration,
     /// On shutdown, how long running inserts may take to finish.
     pub drain: Duration,
+    /// Whether the lag of this sink is shown as the node's: of two sinks in one process one may.
+    pub shows_lag: bool,
 }
 
 impl Default for Settings {
@@ -59,6 +69,7 @@ impl Default for Settings {
             // Longer would only delay the recovery: an attempt that is refused costs nobody anything.
             retry_longest: Duration::from_secs(5),
             drain: Duration::from_secs(10),
+            shows_lag: true,
         }
     }
 }
@@ -94,6 +105,13 @@ impl<S: Source> Sink<S> {
         Self { source, inserter: Arc::new(inserter), settings, metrics, report, pending: Vec::new() }
     }
 
+    /// Inserts nothing before the tables of plugins stand, and makes them if `mode` allows it; `template` says how.
+    #[must_use]
+    pub fn with_tables(self, tables: Tables, template: Template, mode: Mode) -> Self {
+        self.inserter.guard(Gate { tables, template, mode });
+        self
+    }
+
     /// Works until `cancel`, then finishes what is running.
     ///
     /// # Errors
@@ -107,7 +125,7 @@ impl<S: Source> Sink<S> {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
-                _ = measure.tick() => self.measure_lag(),
+                _ = measure.tick(), if self.settings.shows_lag => self.measure_lag(),
                 Some(done) = inserts.join_next() => self.finish(done?).await?,
                 range = self.source.next(), if inserts.len() < most => self.start(range?, &mut inserts, &cancel),
             }
@@ -122,7 +140,7 @@ impl<S: Source> Sink<S> {
     }
 
     fn start(&mut self, range: Range, inserts: &mut JoinSet<(Range, Outcome)>, stop: &CancellationToken) {
-        self.metrics.sink_pending_rows.inc_by(count(range.rows));
+        self.metrics.sink_pending_rows.inc_by(count(range.all_rows()));
         self.pending.push((range.id.clone(), range.oldest_received_at_ms));
         let (inserter, stop) = (self.inserter.clone(), stop.clone());
         inserts.spawn(async move {
@@ -132,7 +150,7 @@ impl<S: Source> Sink<S> {
     }
 
     async fn finish(&mut self, (range, outcome): (Range, Outcome)) -> Result<(), SinkError> {
-        self.metrics.sink_pending_rows.dec_by(count(range.rows));
+        self.metrics.sink_pending_rows.dec_by(count(range.all_rows()));
         self.pending.retain(|(id, _)| *id != range.id);
         match outcome {
             Outcome::Stored => self.source.commit(&range).await?,

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-/// How much one range may hold. The first bound that is reached closes it.
+/// How much one range may hold, rows of all tables together. The first bound that is reached closes it.
 #[derive(Clone, Debug)]
 pub struct RangeLimits {
     /// Rows.
@@ -52,21 +52,39 @@ impl fmt::Display for RangeId {
     }
 }
 
-/// A contiguous range of one partition, encoded as one block of an insert.
+/// Rows of one table, encoded as one block of an insert.
+#[derive(Clone, Debug, Default)]
+pub struct Block {
+    /// Number of rows in `body`.
+    pub rows: usize,
+    /// Rows as [`crate::row::write_insert_row`] encodes them.
+    pub body: Bytes,
+}
+
+/// A contiguous range of one partition, encoded as one block of an insert for each table that it has rows of.
 #[derive(Debug)]
 pub struct Range {
     /// Which rows these are.
     pub id: RangeId,
     /// Number of rows in `body`.
     pub rows: usize,
-    /// Rows as [`crate::row::write_insert_row`] encodes them.
+    /// Rows of `events`, as [`crate::row::write_insert_row`] encodes them.
     pub body: Bytes,
+    /// Rows of `parked_events`: nearly always none.
+    pub parked: Block,
     /// When the oldest row was accepted, in Unix milliseconds.
     pub oldest_received_at_ms: i64,
     /// The assignment under which the range was formed: 0 for the log, growing with every rebalance of a group.
     pub generation: u64,
     /// Cancelled when the partition is taken away: the insert is then somebody else's to repeat.
     pub revoked: CancellationToken,
+}
+
+impl Range {
+    /// Rows of all tables.
+    pub fn all_rows(&self) -> usize {
+        self.rows + self.parked.rows
+    }
 }
 
 /// Why a source cannot go on. Outages are not errors: a source waits for its broker by itself.

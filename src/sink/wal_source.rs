@@ -26,7 +26,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use self::{draft::Formed, former::Former};
-use super::source::{Range, RangeId, RangeLimits, Source, SourceError};
+use super::source::{Block, Range, RangeId, RangeLimits, Source, SourceError};
 use crate::{
     dead_letters::DeadLetters,
     error_chain::chain,
@@ -197,8 +197,9 @@ impl Source for WalSource {
 
     async fn abandon(&mut self, range: &Range) {
         // Nobody else reads this log: it stays ours, in its place, and is given out again.
-        let (id, body, revoked) = (range.id.clone(), range.body.clone(), CancellationToken::new());
-        self.again.push_back(Range { id, body, revoked, ..*range });
+        let (id, revoked) = (range.id.clone(), CancellationToken::new());
+        let (body, parked) = (range.body.clone(), range.parked.clone());
+        self.again.push_back(Range { id, body, parked, revoked, ..*range });
     }
 }
 
@@ -209,10 +210,12 @@ impl Drop for WalSource {
 }
 
 fn give_out(formed: Formed) -> (InFlight, Range) {
-    let Formed { wal_id, first, last, rows, body, oldest_received_at_ms } = formed;
+    let Formed { wal_id, first, last, events, parked, oldest_received_at_ms } = formed;
     let id = RangeId { topic: format!("wal/{wal_id}"), partition: 0, first: first.0, last: last.0 };
     let revoked = CancellationToken::new();
-    let range = Range { id, rows, body: Bytes::from(body), oldest_received_at_ms, generation: 0, revoked };
+    let parked = Block { rows: parked.count, body: Bytes::from(parked.body) };
+    let (rows, body) = (events.count, Bytes::from(events.body));
+    let range = Range { id, rows, body, parked, oldest_received_at_ms, generation: 0, revoked };
     (InFlight { wal_id, first, last }, range)
 }
 

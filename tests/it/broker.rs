@@ -2,4 +2,4 @@
 
 mod mock;
 mod real;
-mod rig;
+pub mod rig;

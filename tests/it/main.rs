@@ -18,4 +18,7 @@ mod configuration;
 mod durability;
 mod migrations;
 mod outages;
+mod plugin_registry;
+mod plugins;
+mod parked;
 mod sink;

@@ -3,7 +3,7 @@
 use ingestion_engine::{
     clickhouse::{MIGRATIONS, MigrateError, Migration, Migrator, Mode, Template, wait_and_migrate},
     health::{Health, State},
-    row::{EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS},
+    row::{EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +36,7 @@ async fn the_schema_is_applied_once_and_verified() {
     let sql = "SELECT create_table_query FROM system.tables \
                WHERE database = 'over-watch' AND engine LIKE '%MergeTree' AND name NOT LIKE '.%'";
     let tables = texts(&client, sql).await;
-    assert_eq!(tables.len(), 5, "{tables:?}");
+    assert_eq!(tables.len(), 6, "{tables:?}");
     for table in tables {
         assert!(table.contains("fsync_after_insert = 1") && table.contains("old_parts_lifetime = 480"), "{table}");
         assert!(table.contains("non_replicated_deduplication_window = 10000"), "{table}");
@@ -44,14 +44,20 @@ async fn the_schema_is_applied_once_and_verified() {
 }
 
 #[tokio::test]
-async fn events_has_the_columns_that_a_row_has() {
+async fn the_tables_have_the_columns_that_rows_have() {
     let clickhouse = ClickHouse::start().await;
     let client = clickhouse.migrated().await;
-    let sql = "SELECT name FROM system.columns WHERE database = 'over-watch' AND table = 'events' ORDER BY position";
-    let columns = texts(&client, sql).await;
-    let expected: Vec<_> =
-        EVENT_COLUMNS.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS).copied().chain(["inserted_at"]).collect();
-    assert_eq!(columns, expected);
+    for (table, columns, more) in [
+        ("events", EVENT_COLUMNS, &["inserted_at"][..]),
+        ("parked_events", PARKED_COLUMNS, &["released", "inserted_at"]),
+    ] {
+        let sql = format!(
+            "SELECT name FROM system.columns WHERE database = 'over-watch' AND table = '{table}' ORDER BY position"
+        );
+        let expected: Vec<_> =
+            columns.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS).chain(more).copied().collect();
+        assert_eq!(texts(&client, &sql).await, expected);
+    }
 }
 
 #[tokio::test]
@@ -184,5 +190,5 @@ async fn every_statement_is_valid_for_a_cluster_too() {
             creations += 1;
         }
     }
-    assert_eq!(creations, 11);
+    assert_eq!(creations, 13);
 }

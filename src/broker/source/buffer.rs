@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, time::Instant};
 
 use crate::{
+    broker::Carries,
     row::{self, Position},
     sink::source::RangeLimits,
 };
@@ -33,7 +34,14 @@ pub(super) struct Letter {
 
 impl Piece {
     /// Decodes a message: every line on its own, so that a bad one costs no good one.
-    pub(super) fn decode(topic: &str, partition: u32, offset: u64, payload: Option<&[u8]>, arrived: Instant) -> Self {
+    pub(super) fn decode(
+        carries: Carries,
+        topic: &str,
+        partition: u32,
+        offset: u64,
+        payload: Option<&[u8]>,
+        arrived: Instant,
+    ) -> Self {
         let mut piece = Self {
             offset,
             rows: 0,
@@ -54,23 +62,32 @@ impl Piece {
         let mut encoded = Vec::with_capacity(1 << 10);
         for (number, line) in payload.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
             let mut letter = |reason| piece.letters.push(Letter { offset, line: number, reason, bytes: line.to_vec() });
-            let (event, origin) = match row::read_json(line) {
-                Ok(parts) => parts,
+            encoded.clear();
+            let read = match carries {
+                Carries::Events => row::read_json(line).map(|(event, origin)| {
+                    row::encode(&event, &mut encoded);
+                    (event.received_at_ms, event.expires_at, origin)
+                }),
+                Carries::Parked => row::read_parked_json(line).map(|(parked, origin)| {
+                    row::encode_parked(&parked, &mut encoded);
+                    (parked.received_at_ms, parked.expires_at, origin)
+                }),
+            };
+            let (received_at_ms, expires_at, origin) = match read {
+                Ok(read) => read,
                 Err(error) => {
                     letter(crate::error_chain::chain(&error));
                     continue;
                 }
             };
-            encoded.clear();
-            row::encode(&event, &mut encoded);
             if let Err(error) = row::write_insert_row(&encoded, &origin, &position, &mut piece.body) {
                 letter(crate::error_chain::chain(&error));
                 continue;
             }
             piece.rows += 1;
-            piece.oldest_received_at_ms = piece.oldest_received_at_ms.min(event.received_at_ms);
-            if !piece.expiries.contains(&event.expires_at) {
-                piece.expiries.push(event.expires_at);
+            piece.oldest_received_at_ms = piece.oldest_received_at_ms.min(received_at_ms);
+            if !piece.expiries.contains(&expires_at) {
+                piece.expiries.push(expires_at);
             }
         }
         piece

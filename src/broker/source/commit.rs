@@ -23,10 +23,10 @@ use super::{
     state::{Shared, Stage, State},
 };
 use crate::{
-    broker::Severity,
+    broker::{Carries, Severity},
     dead_letters::DeadLetter,
     error_chain::chain,
-    sink::source::{Range, RangeId},
+    sink::source::{Block as RowBlock, Range, RangeId},
 };
 
 /// Longest pause between two attempts to commit.
@@ -276,6 +276,11 @@ impl Committer {
                 continue;
             }
             partition.stage = Stage::Given { first: block.first, last: block.last };
+            let block_of_rows = RowBlock { rows: block.rows, body: Bytes::from(block.body) };
+            let (events, parked) = match shared.settings.carries {
+                Carries::Events => (block_of_rows, RowBlock::default()),
+                Carries::Parked => (RowBlock::default(), block_of_rows),
+            };
             state.ready.push_back(Range {
                 id: RangeId {
                     topic: shared.settings.topic.clone(),
@@ -283,8 +288,9 @@ impl Committer {
                     first: block.first,
                     last: block.last,
                 },
-                rows: block.rows,
-                body: Bytes::from(block.body),
+                rows: events.rows,
+                body: events.body,
+                parked,
                 oldest_received_at_ms: block.oldest_received_at_ms,
                 generation: entry.generation,
                 revoked: partition.revoked.clone(),

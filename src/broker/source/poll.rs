@@ -161,7 +161,7 @@ impl Poller {
 
     fn take(&mut self, id: u32, offset: u64, payload: Option<&[u8]>) {
         let shared = self.shared.clone();
-        let piece = Piece::decode(&shared.settings.topic, id, offset, payload, Instant::now());
+        let piece = Piece::decode(shared.settings.carries, &shared.settings.topic, id, offset, payload, Instant::now());
         let rows = piece.rows as u64;
         if std::mem::take(&mut self.refused) {
             shared.status.clear("reading");

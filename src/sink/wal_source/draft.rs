@@ -1,11 +1,11 @@
-//! A range being formed: records go in whole, rows come out as an insert has them.
+//! A range being formed: records go in whole, rows come out as the insert of their table has them.
 
 use std::io;
 
 use crate::{
     dead_letters::{DeadLetter, DeadLetters},
     ids::{WalId, WalSeq},
-    row::{self, Origin, Position},
+    row::{self, Origin, Position, Row},
     sink::source::RangeLimits,
     wal::{self, Record},
 };
@@ -16,10 +16,28 @@ pub(super) struct Draft {
     wal_id: WalId,
     first: WalSeq,
     last: WalSeq,
-    rows: usize,
-    body: Vec<u8>,
+    events: Rows,
+    parked: Rows,
     oldest_received_at_ms: i64,
     expiries: Vec<u32>,
+}
+
+/// Rows of one table, as an insert has them.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) count: usize,
+    pub(super) body: Vec<u8>,
+}
+
+impl Rows {
+    fn mark(&self) -> (usize, usize) {
+        (self.count, self.body.len())
+    }
+
+    fn go_back(&mut self, (count, bytes): (usize, usize)) {
+        self.count = count;
+        self.body.truncate(bytes);
+    }
 }
 
 /// A range that is complete.
@@ -28,8 +46,8 @@ pub(super) struct Formed {
     pub(super) wal_id: WalId,
     pub(super) first: WalSeq,
     pub(super) last: WalSeq,
-    pub(super) rows: usize,
-    pub(super) body: Vec<u8>,
+    pub(super) events: Rows,
+    pub(super) parked: Rows,
     pub(super) oldest_received_at_ms: i64,
 }
 
@@ -49,8 +67,8 @@ impl Draft {
             wal_id: record.wal_id,
             first: record.seq,
             last: record.seq,
-            rows: 0,
-            body: Vec::new(),
+            events: Rows::default(),
+            parked: Rows::default(),
             oldest_received_at_ms: record.received_at_ms,
             expiries: Vec::new(),
         }
@@ -58,7 +76,15 @@ impl Draft {
 
     /// Whether a bound is reached, so that nothing more needs to be waited for.
     pub(super) fn is_full(&self, limits: &RangeLimits) -> bool {
-        self.rows >= limits.rows || self.body.len() >= limits.bytes
+        self.rows() >= limits.rows || self.bytes() >= limits.bytes
+    }
+
+    fn rows(&self) -> usize {
+        self.events.count + self.parked.count
+    }
+
+    fn bytes(&self) -> usize {
+        self.events.body.len() + self.parked.body.len()
     }
 
     /// Adds every row of `record`, or none of it. A first record is always taken, whatever its size: records never
@@ -78,17 +104,17 @@ impl Draft {
             return Ok(Added::Refused);
         }
         let limits = limits.filter(|_| !is_first);
-        if limits.is_some_and(|limits| self.rows + record.event_count as usize > limits.rows) {
+        if limits.is_some_and(|limits| self.rows() + record.event_count as usize > limits.rows) {
             return Ok(Added::Refused);
         }
-        let (rows, bytes, expiries) = (self.rows, self.body.len(), self.expiries.len());
+        let before = (self.events.mark(), self.parked.mark(), self.expiries.len());
         let fits = self.append_rows(record, letters, scratch).map(|()| {
-            limits.is_none_or(|limits| self.body.len() <= limits.bytes && self.expiries.len() <= limits.expiries)
+            limits.is_none_or(|limits| self.bytes() <= limits.bytes && self.expiries.len() <= limits.expiries)
         });
         if !matches!(fits, Ok(true)) {
-            self.rows = rows;
-            self.body.truncate(bytes);
-            self.expiries.truncate(expiries);
+            self.events.go_back(before.0);
+            self.parked.go_back(before.1);
+            self.expiries.truncate(before.2);
             return fits.map(|_does_not| Added::Refused);
         }
         self.last = record.seq;
@@ -111,15 +137,18 @@ impl Draft {
             };
             let origin = Origin { wal_id: record.wal_id, wal_seq: record.seq.0, wal_ordinal: ordinal, relayed_at_ms };
             // Decoded as a whole, because one malformed row makes ClickHouse refuse all of the insert.
-            match row::decode(encoded) {
-                Ok(row) => {
-                    row::write_insert_row(encoded, &origin, &position, &mut self.body).map_err(io::Error::other)?;
-                    if !self.expiries.contains(&row.expires_at) {
-                        self.expiries.push(row.expires_at);
-                    }
-                    self.rows += 1;
+            let (rows, expires_at) = match row::decode(encoded) {
+                Ok(Row::Event(event)) => (&mut self.events, event.expires_at),
+                Ok(Row::Parked(parked)) => (&mut self.parked, parked.expires_at),
+                Err(error) => {
+                    keep(letters, record, Some(ordinal), &error, encoded)?;
+                    continue;
                 }
-                Err(error) => keep(letters, record, Some(ordinal), &error, encoded)?,
+            };
+            row::write_insert_row(encoded, &origin, &position, &mut rows.body).map_err(io::Error::other)?;
+            rows.count += 1;
+            if !self.expiries.contains(&expires_at) {
+                self.expiries.push(expires_at);
             }
         }
         Ok(())
@@ -127,8 +156,8 @@ impl Draft {
 
     /// Closes the draft.
     pub(super) fn finish(self) -> Formed {
-        let Self { wal_id, first, last, rows, body, oldest_received_at_ms, expiries: _ } = self;
-        Formed { wal_id, first, last, rows, body, oldest_received_at_ms }
+        let Self { wal_id, first, last, events, parked, oldest_received_at_ms, expiries: _ } = self;
+        Formed { wal_id, first, last, events, parked, oldest_received_at_ms }
     }
 }
 

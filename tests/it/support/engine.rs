@@ -92,6 +92,7 @@ impl Setup {
             .env("INGESTION_REDPANDA_PARTITIONS", "4")
     }
 
+    /// The binary with the configuration of this set-up and the words of `subcommand`.
     pub fn command(&self, subcommand: &str) -> Command {
         let file = self.folder.join("engine.toml");
         let data = self.folder.join("data").display().to_string();
@@ -103,7 +104,7 @@ impl Setup {
         );
         std::fs::write(&file, toml).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ingestion-engine"));
-        command.arg("--config").arg(file).arg(subcommand);
+        command.arg("--config").arg(file).args(subcommand.split_whitespace());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("INGESTION_")) {
             command.env_remove(name);
         }
@@ -243,6 +244,13 @@ impl Engine {
         line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
     }
 
+    /// The same of a series that may not have begun.
+    pub fn metric_or_zero(&self, series: &str) -> u64 {
+        let text = self.get("/metrics").text;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
     /// The embedded ClickHouse's address; waits until it is up.
     pub fn clickhouse(&self) -> ClickHouse {
         let url = self.log.wait_for("embedded ClickHouse", |line| field(line, "embedded ClickHouse listening", "url"));
@@ -257,6 +265,18 @@ impl Engine {
     /// Everything logged so far.
     pub fn log(&self) -> String {
         self.log.lines.lock().unwrap().0.join("\n")
+    }
+
+    /// Waits until the process ends by itself.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        wait(&mut self.child, "end of the engine")
+    }
+
+    /// Sends a body to `/ingest` and returns nothing when the connection breaks.
+    pub fn try_ingest(&self, body: impl AsRef<[u8]>) -> Option<Answer> {
+        let authorization = format!("Bearer {TENANT}:{KEY}");
+        let request = self.agent.post(format!("{}/ingest", self.api)).header("authorization", authorization);
+        request.send(body.as_ref()).ok().map(Answer::from)
     }
 
     /// kill -9, and waits for the end.

@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 pub mod clickhouse;
 pub mod engine;
 pub mod load;
+pub mod plugins;
 pub mod proxy;
 pub mod rows;
 pub mod tansu;

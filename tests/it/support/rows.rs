@@ -4,7 +4,7 @@ use bytes::Bytes;
 use ingestion_engine::{
     ids::{EventId, TenantId, WalId},
     row::{self, EventRow, Origin, Position},
-    sink::source::{Range, RangeId},
+    sink::source::{Block, Range, RangeId},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -47,6 +47,7 @@ pub fn range<'a>(partition: u32, first: u64, events: impl IntoIterator<Item = Ev
         id: RangeId { topic: "events".into(), partition, first, last: offset - 1 },
         rows: usize::try_from(offset - first).unwrap(),
         body: Bytes::from(body),
+        parked: Block::default(),
         oldest_received_at_ms: NOW_MS,
         generation: 0,
         revoked: CancellationToken::new(),

@@ -119,15 +119,15 @@ fn line(id: u128, expires_at: u32) -> Vec<u8> {
 fn a_bad_line_costs_no_good_one() {
     let now = Instant::now();
     let payload = [line(1, 10), b"{\"half\":".to_vec(), line(2, 20), b"\xff".to_vec(), line(3, 10)].join(&b'\n');
-    let piece = Piece::decode("events", 3, 77, Some(&payload), now);
+    let piece = Piece::decode(Carries::Events, "events", 3, 77, Some(&payload), now);
     assert_eq!((piece.offset, piece.rows, piece.oldest_received_at_ms), (77, 3, 5001));
     assert_eq!(piece.expiries, [10, 20]);
     let letters: Vec<_> = piece.letters.iter().map(|letter| (letter.line, letter.bytes.as_slice())).collect();
     assert_eq!(letters, [(1, &b"{\"half\":"[..]), (3, b"\xff")]);
 
     let good = [line(1, 10), line(2, 20), line(3, 10)].join(&b'\n');
-    assert_eq!(piece.body, Piece::decode("events", 3, 77, Some(&good), now).body);
+    assert_eq!(piece.body, Piece::decode(Carries::Events, "events", 3, 77, Some(&good), now).body);
 
-    let none = Piece::decode("events", 3, 78, None, now);
+    let none = Piece::decode(Carries::Events, "events", 3, 78, None, now);
     assert_eq!((none.rows, none.letters.len()), (0, 1));
 }

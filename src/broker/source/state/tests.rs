@@ -5,13 +5,16 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::sink::source::RangeId;
+use crate::{
+    broker::Carries,
+    sink::source::{Block, RangeId},
+};
 
 const LIMITS: RangeLimits = RangeLimits { rows: 4, bytes: 1 << 20, age: Duration::from_secs(1), expiries: 20 };
 
 fn letter_piece(offset: u64) -> Piece {
     // A message that is no row is the smallest piece there is.
-    Piece::decode("events", 0, offset, Some(b"x"), Instant::now())
+    Piece::decode(Carries::Events, "events", 0, offset, Some(b"x"), Instant::now())
 }
 
 fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &CancellationToken) -> Range {
@@ -19,6 +22,7 @@ fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &Cance
         id: RangeId { topic: "events".into(), partition, first, last },
         rows: 1,
         body: Bytes::new(),
+        parked: Block::default(),
         oldest_received_at_ms: 0,
         generation,
         revoked: revoked.clone(),

@@ -44,6 +44,10 @@ const KEY_BYTES: usize = 16;
 /// An event that grows beyond this is cut instead: the engine takes events of 64 KiB unless it is told otherwise.
 const GROWN_BYTES: usize = 48 << 10;
 
+/// So is one that grows to more than so many times its size: of all events of a call together the engine takes four times
+/// what it gave.
+const GROWN_TIMES: usize = 3;
+
 /// `[plugins.config.redact]`.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -138,7 +142,7 @@ impl Redact {
         let walk = |replacement| Walk::new(json, event.kind(), tenant, &self.plan, replacement).redacted();
         let mut redacted = walk(&self.plan.replacement);
         if let Ok(Some((grown, _))) = &redacted
-            && grown.len() > json.len().max(GROWN_BYTES)
+            && grown.len() > json.len().max(GROWN_BYTES.min(GROWN_TIMES * json.len()))
         {
             redacted = walk(&Replacement::Remove);
         }

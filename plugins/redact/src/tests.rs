@@ -156,6 +156,8 @@ fn no_event_outgrows_what_the_engine_takes() {
         stored(&harness, r#"{"type":"scroll","depth":1,"timezone":"a@b.co,a@b.co,a@b.co"}"#),
         r#"{"type":"scroll","depth":1,"timezone":"***"}"#
     );
+    let small = format!(r#"{{"type":"scroll","depth":1,"to":"{}"}}"#, "a@b.co,".repeat(100));
+    assert!(stored(&harness, &small).len() < small.len());
     let many = format!(r#"{{"type":"scroll","depth":1,"to":"{}","user_id":"a@b.co"}}"#, "a@b.co,".repeat(5000));
     let redacted = stored(&harness, &many);
     assert!(redacted.len() < many.len() && !redacted.contains('@'), "{} bytes", redacted.len());

@@ -18,4 +18,5 @@ mod configuration;
 mod durability;
 mod migrations;
 mod outages;
+mod plugin_tables;
 mod sink;

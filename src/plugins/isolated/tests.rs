@@ -314,7 +314,8 @@ fn what_it_logs_and_prints_is_in_the_log() {
     tracing::subscriber::with_default(subscriber, || log::forward(words, "contained"));
     assert!(child.wait().unwrap().success());
     let text = String::from_utf8(log.0.lock().clone()).unwrap();
-    let find = |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no {what}: {text}"));
+    let find =
+        |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no {what}: {text}"));
     assert!(find("printed").contains(" WARN "), "{text}");
     assert!(find("logged").contains(" ERROR "), "{text}");
     assert!(find("in two lines").contains("plugin=\"contained\""), "{text}");

@@ -75,18 +75,22 @@ impl Rig {
 
     /// One event for each of `what`.
     fn call(&self, what: &[&str], limit: Duration) -> Result<Vec<Verdict>, Fault> {
-        let events: Vec<String> = what.iter().map(|what| format!(r#"{{"type":"a","do":"{what}"}}"#)).collect();
-        let events: Vec<Input<'_>> =
-            events.iter().map(|json| Input { json, kind: "a", id: EventId(Uuid::from_bytes([7; 16])) }).collect();
-        let tenant = TenantId(Uuid::from_bytes([3; 16]));
-        let call = Call { tenant, received_at_ms: -1, purpose: Purpose::LIVE, events: &events };
-        Backend::process(&self.isolated, &Worker::detached(), &call, limit)
+        call_on(&self.isolated, what, limit)
     }
 
     /// The process that is used next.
     fn pid(&self) -> Option<u32> {
         self.isolated.idle.lock().last().and_then(Process::id)
     }
+}
+
+fn call_on(backend: &dyn Backend, what: &[&str], limit: Duration) -> Result<Vec<Verdict>, Fault> {
+    let events: Vec<String> = what.iter().map(|what| format!(r#"{{"type":"a","do":"{what}"}}"#)).collect();
+    let events: Vec<Input<'_>> =
+        events.iter().map(|json| Input { json, kind: "a", id: EventId(Uuid::from_bytes([7; 16])) }).collect();
+    let tenant = TenantId(Uuid::from_bytes([3; 16]));
+    let call = Call { tenant, received_at_ms: -1, purpose: Purpose::LIVE, events: &events };
+    Backend::process(backend, &Worker::detached(), &call, limit)
 }
 
 #[test]
@@ -170,6 +174,7 @@ fn a_process_that_writes_at_random_is_killed() {
     let Err(Fault::BadOutput { problem }) = rig.call(&["frame"], LONG) else { panic!("taken for an answer") };
     assert!(problem.starts_with("it says that its answer has 4294967295 bytes, of at most"), "{problem}");
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    rig.call(&["nothing"], LONG).unwrap();
     let Err(Fault::BadOutput { problem }) = rig.call(&["close", "hang"], LONG) else { panic!("no fault") };
     assert_eq!(problem, "it has closed its connection and lives on");
     assert_eq!(rig.call(&["nothing"], LONG), Ok(vec![Verdict::Keep]));
@@ -309,9 +314,8 @@ fn what_it_logs_and_prints_is_in_the_log() {
     tracing::subscriber::with_default(subscriber, || log::forward(words, "contained"));
     assert!(child.wait().unwrap().success());
     let text = String::from_utf8(log.0.lock().clone()).unwrap();
-    let lines: Vec<&str> = text.lines().filter(|line| line.contains("plugin=")).collect();
     let find =
-        |what: &str| lines.iter().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no {what}: {text}"));
+        |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("no {what}: {text}"));
     assert!(find("printed").contains(" WARN "), "{text}");
     assert!(find("logged").contains(" ERROR "), "{text}");
     assert!(find("in two lines").contains("plugin=\"contained\""), "{text}");
@@ -324,6 +328,11 @@ fn what_it_logs_and_prints_is_in_the_log() {
 fn cost_of_a_call() {
     const CALLS: u32 = 2000;
     let rig = Rig::new();
+    let Settings { library, caller, limits, host, .. } = &rig.isolated.settings;
+    let library = crate::plugins::library::Library::open(library).unwrap();
+    let worker = Worker::detached();
+    let here =
+        crate::plugins::instance::Instance::create(&worker, caller.clone(), &library, *host, "{}", *limits).unwrap();
     // Events of about 300 bytes.
     let filled = format!("nothing\",\"filler\":\"{}", "x".repeat(260));
     for (what, events) in [("nothing", 1), (filled.as_str(), 1), (filled.as_str(), 100), (filled.as_str(), 1000)] {
@@ -333,6 +342,12 @@ fn cost_of_a_call() {
         for _ in 0..CALLS {
             rig.call(&call, LONG).unwrap();
         }
-        println!("{} us for {events} events of {} bytes", (began.elapsed() / CALLS).as_micros(), what.len() + 20);
+        let isolated = began.elapsed() / CALLS;
+        let began = Instant::now();
+        for _ in 0..CALLS {
+            call_on(&here, &call, LONG).unwrap();
+        }
+        let in_process = began.elapsed() / CALLS;
+        println!("{events} events of {} bytes: {isolated:?}, in this process {in_process:?}", what.len() + 20);
     }
 }

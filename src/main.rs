@@ -126,6 +126,7 @@ fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
     let done = std::env::current_exe().context("finding this program's own file").and_then(|program| {
         let settings = commands::Settings {
             data_dir: config.process.data_dir.clone(),
+            plugins_dir: config.plugins_dir(),
             program,
             limits: Limits { event_bytes: usize::try_from(config.limits.event_bytes).unwrap_or(usize::MAX) },
             config: config.plugins.config.clone().into_iter().collect(),

@@ -40,6 +40,8 @@ use crate::{
 pub struct Settings {
     /// The engine's data folder.
     pub data_dir: PathBuf,
+    /// The folder that plugins are dropped into.
+    pub plugins_dir: PathBuf,
     /// This program.
     pub program: PathBuf,
     /// What plugins may return.
@@ -110,7 +112,7 @@ pub fn run(action: Action, settings: &Settings) -> Result<(), CommandError> {
         Action::Reprocess { name } => reprocess(settings, name),
         Action::New { name, path } => {
             let made = scaffold::create(&name, &path)?;
-            println!("{}", made.display());
+            print!("{}", scaffold::next_steps(&name, &made, &settings.plugins_dir));
             Ok(())
         }
         // Done before the configuration was read.

@@ -56,6 +56,12 @@ pub enum DescriptorError {
         /// Where.
         at: usize,
     },
+    /// Words in place of a description: how a plugin says that it has none.
+    #[error("it does not describe itself, and says: {words}")]
+    Words {
+        /// The words, or the first of them.
+        words: String,
+    },
     /// Not the JSON that it should be.
     #[error("the description is not the JSON that it should be: {problem}")]
     NotJson {
@@ -82,6 +88,10 @@ pub fn parse(json: &[u8]) -> Result<Descriptor, DescriptorError> {
         return Err(DescriptorError::TooLong { bytes: json.len() as u64 });
     }
     let text = std::str::from_utf8(json).map_err(|error| DescriptorError::NotUtf8 { at: error.valid_up_to() })?;
+    if !text.trim_ascii_start().starts_with('{') {
+        let end = text.floor_char_boundary(SENTENCE_BYTES);
+        return Err(DescriptorError::Words { words: text.get(..end).unwrap_or_default().trim().to_owned() });
+    }
     let descriptor: Descriptor =
         serde_json::from_str(text).map_err(|error| DescriptorError::NotJson { problem: error.to_string() })?;
     let problems = judge(&descriptor);

@@ -60,6 +60,9 @@ impl Hosts {
     }
 }
 
+/// Series by their names, with their values.
+pub(super) type Values<T> = Vec<(Box<str>, T)>;
+
 /// The engine, as one plugin sees it. Lives until the process ends.
 #[derive(Clone, Copy)]
 pub struct Host(&'static abi::Host);
@@ -109,7 +112,7 @@ impl Host {
     }
 
     /// Every counter and every gauge of the plugin, with their values now.
-    pub(super) fn series(self) -> (Vec<(Box<str>, u64)>, Vec<(Box<str>, f64)>) {
+    pub(super) fn series(self) -> (Values<u64>, Values<f64>) {
         let series = self.context().series.read();
         let counters = series.counters.iter().map(|(name, counter)| (name.clone(), counter.get())).collect();
         let gauges = series.gauges.iter().map(|(name, gauge)| (name.clone(), gauge.get())).collect();
@@ -239,5 +242,72 @@ unsafe extern "C" fn gauge(context: *mut c_void, name: abi::Bytes, value: f64) {
     // SAFETY: as in `log`.
     unsafe {
         guarded(context, (), |context| context.gauge(&read(name, NAME_BYTES + 1), value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    fn bytes(text: &str) -> abi::Bytes {
+        abi::Bytes::of(text.as_bytes())
+    }
+
+    #[test]
+    fn counters_and_gauges_appear_and_go_on_with_the_next_instance() {
+        let metrics = Metrics::new();
+        let hosts = Hosts::new(metrics.of_plugins());
+        for _ in 0..2 {
+            let host = hosts.of("shop").0;
+            // SAFETY: the host's own context, and texts that outlive the call.
+            unsafe {
+                (host.count)(host.context, bytes("orders"), 2);
+                (host.gauge)(host.context, bytes("rate"), 1.5);
+                (host.log)(host.context, abi::Level::DEBUG, bytes("words"));
+                assert!((host.now_ms)(host.context) > 1_700_000_000_000);
+            }
+        }
+        let text = metrics.render();
+        assert!(text.contains("ingestion_plugin_counter_total{plugin=\"shop\",name=\"orders\"} 4"), "{text}");
+        assert!(text.contains("ingestion_plugin_gauge{plugin=\"shop\",name=\"rate\"} 1.5"), "{text}");
+    }
+
+    #[test]
+    fn a_plugin_has_so_many_series_and_no_more() {
+        let metrics = Metrics::new();
+        let host = Hosts::new(metrics.of_plugins()).of("shop").0;
+        for number in 0..2 * MOST_SERIES {
+            // SAFETY: as above.
+            unsafe { (host.count)(host.context, bytes(&format!("c{number}")), 1) };
+        }
+        // SAFETY: as above.
+        unsafe {
+            (host.gauge)(host.context, bytes("further"), 1.0);
+            (host.count)(host.context, bytes("c0"), 1);
+        }
+        let text = metrics.render();
+        assert_eq!(text.matches("ingestion_plugin_counter_total{").count(), MOST_SERIES);
+        assert!(text.contains("name=\"c0\"} 2") && !text.contains("further"), "{text}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_left_out() {
+        let metrics = Metrics::new();
+        let host = Hosts::new(metrics.of_plugins()).of("shop").0;
+        let long = "a".repeat(NAME_BYTES + 1);
+        let null = abi::Bytes { data: std::ptr::null(), len: 500 };
+        let not_utf8 = abi::Bytes::of(b"a\xffb");
+        for name in [bytes(""), bytes("A b"), bytes("\"} 1\n"), bytes(&long), null, not_utf8] {
+            // SAFETY: as above; a null address is not read.
+            unsafe {
+                (host.count)(host.context, name, 1);
+                (host.gauge)(std::ptr::null_mut(), name, 1.0);
+                (host.log)(host.context, abi::Level(77), name);
+            }
+        }
+        assert!(!metrics.render().contains("shop"));
     }
 }

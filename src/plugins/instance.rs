@@ -48,7 +48,7 @@ impl Limits {
     /// Most bytes of everything that one call returns, after `input` bytes of events. The memory of requests is bounded by
     /// what their senders sent, so what a plugin makes of it is bounded by that too: four times as much, which is generous
     /// for enrichment, or sixteen of the largest events, so that a few small events may become large ones.
-    pub fn call_bytes(&self, input: usize) -> usize {
+    pub fn call_bytes(self, input: usize) -> usize {
         input.saturating_mul(4).max(self.event_bytes.saturating_mul(16))
     }
 }
@@ -167,7 +167,7 @@ impl Instance {
             // SAFETY: what the verdicts point to is there until `release` runs, when `release` is dropped below.
             Status::OK => unsafe {
                 let raw = std::slice::from_raw_parts(release.verdicts.cast_const(), count);
-                output::read(raw, input, &self.limits)
+                output::read(raw, input, self.limits)
             },
             Status::PANICKED => Err(Fault::Panicked { message: words.or("it does not say where") }),
             Status::FAILED => Err(Fault::Failed { message: words.or("it does not say why") }),

@@ -100,7 +100,9 @@ pub enum StartError {
         problem: String,
     },
     /// It has failed too often.
-    #[error("its process has died {streak} times in a row before its first answer, the last time: {how}; it is started again in {wait:?}")]
+    #[error(
+        "its process has died {streak} times in a row before its first answer, the last time: {how}; it is started again in {wait:?}"
+    )]
     Waiting {
         /// How often.
         streak: u32,
@@ -315,9 +317,10 @@ impl Deaths {
     fn died(&mut self, now: Instant, how: String) {
         self.streak = self.streak.saturating_add(1);
         self.how = how;
-        self.wait_until = self.streak.checked_sub(2).map(|doublings| {
-            now + FIRST_WAIT.saturating_mul(2_u32.saturating_pow(doublings)).min(LAST_WAIT)
-        });
+        self.wait_until = self
+            .streak
+            .checked_sub(2)
+            .map(|doublings| now + FIRST_WAIT.saturating_mul(2_u32.saturating_pow(doublings)).min(LAST_WAIT));
     }
 
     fn answered(&mut self) {

@@ -88,9 +88,9 @@ pub enum Outcome {
     },
     /// A plugin does not want it.
     Dropped,
-    /// A plugin could not be called, or did something wrong.
+    /// A plugin could not be called, or did something wrong; or it is not there.
     Waits {
-        /// Which.
+        /// Which; empty when it was none of them.
         plugin: String,
         /// Why.
         reason: String,
@@ -149,9 +149,9 @@ pub enum ReprocessError {
         plugin: String,
     },
     /// A plugin could not take events.
-    #[error("plugin {plugin:?} cannot take the events, so they stay parked: {reason}")]
+    #[error("the events stay parked{}: {reason}", because_of(plugin))]
     Waits {
-        /// The plugin that could not; not always the one whose events they are.
+        /// The plugin that could not; not always the one whose events they are. Empty when it was none of them.
         plugin: String,
         /// Why.
         reason: String,
@@ -188,6 +188,10 @@ pub enum ReprocessError {
     /// Told to stop.
     #[error("stopped; what was not released is still parked")]
     Stopped,
+}
+
+fn because_of(plugin: &str) -> String {
+    if plugin.is_empty() { String::new() } else { format!(", because of plugin {plugin:?}") }
 }
 
 /// Runs parked events through their plugin again.

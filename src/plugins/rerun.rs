@@ -11,7 +11,7 @@ use super::{
     threads::{RunError, Worker},
 };
 use crate::{
-    event::{self, Acceptance},
+    event::{self, Acceptance, EventError, EventErrorCode},
     metrics::Metrics,
     row,
 };
@@ -71,6 +71,10 @@ fn run(set: &Set, worker: &Worker, batch: &Batch, event_bytes: usize, metrics: &
                     row::encode(&row, &mut encoded);
                     Some(Outcome::Accepted(encoded))
                 }
+            }
+            // Its type was known when it was accepted: the plugin that adds it is gone, and may come back.
+            Err((_, EventError { code: EventErrorCode::UnknownType, detail })) => {
+                Some(Outcome::Waits { plugin: String::new(), reason: detail.into_owned() })
             }
             Err((_, error)) => {
                 let (code, detail) = (error.code.as_str().to_owned(), error.detail.into_owned());

@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, fmt::Write as _};
 
-use jsonschema::{PatternOptions, Retrieve, Uri, Validator};
+use jsonschema::{PatternOptions, Retrieve, Uri, Validator, error::ValidationErrorKind};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -53,7 +53,7 @@ impl Schemas {
                 .with_pattern_options(PatternOptions::regex().size_limit(PATTERN_BYTES))
                 .should_validate_formats(true)
                 .build(&schema)
-                .map_err(|cause| error(problem(&cause)))?;
+                .map_err(|cause| error(problem(&cause) + hint(&cause)))?;
             of.insert(added.name.as_str().into(), validator);
         }
         Ok(Self { of })
@@ -108,11 +108,81 @@ fn problem(error: &jsonschema::ValidationError<'_>) -> String {
     if place.is_empty() { words } else { format!("{place}: {words}") }
 }
 
+/// Why a pattern may be refused that other tools take.
+fn hint(error: &jsonschema::ValidationError<'_>) -> &'static str {
+    match error.kind() {
+        ValidationErrorKind::Format { format } if format == "regex" => {
+            " of the kind that runs in linear time: write it without look-around and back-references"
+        }
+        _ => "",
+    }
+}
+
 /// Finds nothing, and says so.
 struct Nothing;
 
 impl Retrieve for Nothing {
     fn retrieve(&self, uri: &Uri<String>) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
         Err(format!("{uri} lies outside of the schema: put what is referred to under \"$defs\"").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::plugins::descriptor;
+
+    fn compile(schema: &Value) -> Result<Schemas, SchemaError> {
+        let json = json!({
+            "name": "shop", "version": "1",
+            "adds": [
+                { "type": "purchase", "schema": schema, "examples": [{}] },
+                { "type": "refund", "examples": [{}] },
+            ],
+        });
+        Schemas::compile(&descriptor::parse(json.to_string().as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn an_event_is_held_against_its_types_schema() {
+        let schema = json!({
+            "required": ["total"],
+            "properties": {
+                "total": { "type": "number" },
+                "lines": { "items": { "$ref": "#/$defs/line" } },
+                "order": { "format": "uuid" },
+            },
+            "$defs": { "line": { "type": "string", "pattern": "^[a-z]+$" } },
+        });
+        let schemas = compile(&schema).unwrap();
+        assert_eq!(schemas.len(), 1);
+        let check = |json: &str| schemas.check("purchase", json);
+        assert_eq!(check(r#"{"total": 5, "lines": ["a"], "order": "550e8400-e29b-41d4-a716-446655440000"}"#), Ok(()));
+        assert_eq!(schemas.check("refund", "{}"), Ok(()));
+        assert_eq!(check("{}").unwrap_err(), "\"total\" is a required property");
+        assert_eq!(check(r#"{"total": "5"}"#).unwrap_err(), "/total: \"5\" is not of type \"number\"");
+        assert!(check(r#"{"total": 5, "order": "A1"}"#).unwrap_err().starts_with("/order: \"A1\" is not a \"uuid\""));
+        let many = check(r#"{"lines": ["A", "B", "C", 5]}"#).unwrap_err();
+        assert!(many.contains("/lines/") && many.ends_with("; and 2 more"), "{many}");
+        let long = check(&format!(r#"{{"total": "{}"}}"#, "\u{e9}".repeat(10_000))).unwrap_err();
+        assert!(long.len() < 300 && long.ends_with("..."), "{long}");
+    }
+
+    #[test]
+    fn a_schema_that_cannot_be_used_is_refused() {
+        let words = |schema: Value| compile(&schema).unwrap_err().to_string();
+        let none = words(json!({ "type": "nonsense" }));
+        assert!(none.starts_with("the schema of \"purchase\" cannot be used: /type: "), "{none}");
+        let outside = words(json!({ "$ref": "https://example.com/schema.json" }));
+        assert!(outside.contains("https://example.com/schema.json lies outside of the schema"), "{outside}");
+        let nowhere = words(json!({ "$ref": "#/$defs/nowhere" }));
+        assert!(nowhere.contains("nowhere"), "{nowhere}");
+        // Would take exponential time in an engine that goes back.
+        let looks_around = words(json!({ "pattern": "^(?=a)b" }));
+        assert!(looks_around.contains("write it without look-around"), "{looks_around}");
     }
 }

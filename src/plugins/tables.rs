@@ -24,6 +24,9 @@ mod plan;
 mod trial;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeSet, HashMap},
     io,
@@ -204,6 +207,15 @@ impl Tables {
             problems.extend(old.changes(&new));
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    /// The statements that make the tables and views of `descriptor` where there are none, with the variables of
+    /// [`Template`] in them: to be shown.
+    ///
+    /// # Errors
+    /// Every mistake in it, in words.
+    pub fn statements(descriptor: &Descriptor) -> Result<Vec<String>, Vec<String>> {
+        Ok(plan::plan(&Declaration::new(descriptor))?.iter().map(Object::create).collect())
     }
 
     /// Notes the tables of `descriptor`, durably, so that no row is inserted before they stand. To be called before the

@@ -116,8 +116,7 @@ async fn trial(reached: &Reached, descriptor: &Descriptor, event_bytes: usize) -
         latest_ms: i64::MAX,
     };
     let examples = descriptor.adds.iter().flat_map(|added| &added.examples).chain(&descriptor.examples);
-    let rows: Vec<_> =
-        examples.filter_map(|example| event::read(example.get(), &acceptance, &types).ok()).collect();
+    let rows: Vec<_> = examples.filter_map(|example| event::read(example.get(), &acceptance, &types).ok()).collect();
     let Reached { client, template, .. } = reached;
     match tokio::time::timeout(TRIAL, try_out(client, template, descriptor, &rows)).await {
         // No verdict: ClickHouse has just gone away, or lets nobody try.
@@ -145,9 +144,11 @@ impl Lazy {
             }
             None if config.process.roles.sink => return Err("ClickHouse has not been reached yet".to_owned()),
             None => {
-                return Err("this node knows no ClickHouse: set clickhouse.url, which a node with the API alone needs \
+                return Err(
+                    "this node knows no ClickHouse: set clickhouse.url, which a node with the API alone needs \
                             for this command only"
-                    .to_owned());
+                        .to_owned(),
+                );
             }
         };
         let again = Again {

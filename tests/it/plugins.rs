@@ -93,7 +93,7 @@ fn a_plugin_is_replaced_a_hundred_times_under_load_and_nothing_is_refused_or_los
     let clickhouse = engine.clickhouse();
     let load = Load::start(&engine);
     load.wait_for_requests(20);
-    let loaded = || engine.metric("ingestion_plugin_loads_total{result=\"loaded\"}");
+    let loaded = || engine.metric_or_zero("ingestion_plugin_loads_total{result=\"loaded\"}");
     for number in 1..=100 {
         let before = loaded();
         if number % 2 == 0 {
@@ -132,8 +132,8 @@ fn an_event_that_crashes_a_plugin_cannot_crash_the_engine_for_ever() {
         acknowledged.extend(load.stop().acknowledged);
     }
     let engine = setup.start();
+    eventually("health says so", || engine.component("plugins")["state"] == "degraded");
     let report = engine.component("plugins");
-    assert_eq!(report["state"], "degraded");
     assert!(report["reason"].as_str().unwrap().contains("SIGSEGV"), "{report}");
     let load = Load::start(&engine);
     for _ in 0..3 {

@@ -11,9 +11,10 @@ use std::{
 };
 
 use ingestion_engine::{
-    clickhouse::Client,
+    clickhouse::{Client, Mode},
     health::{Component, Health},
     metrics::Metrics,
+    plugins::tables::Tables,
     sink::{
         Settings, Sink, SinkError,
         source::{Range, RangeId, Source, SourceError},
@@ -23,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::clickhouse::number;
+use crate::support::clickhouse::{number, template};
 
 /// A source of ranges made beforehand: at most one of a partition at a time, like any source.
 struct Prepared {
@@ -64,7 +65,7 @@ impl Source for Prepared {
 }
 
 /// A sink that works on prepared ranges.
-struct Running {
+pub(crate) struct Running {
     task: JoinHandle<Result<(), SinkError>>,
     cancel: CancellationToken,
     log: Arc<Log>,
@@ -80,15 +81,28 @@ impl Running {
         Self { task, cancel, log, health, metrics }
     }
 
-    fn committed(&self) -> usize {
+    pub(crate) fn start_with_tables(
+        client: Client,
+        ranges: impl IntoIterator<Item = Range>,
+        tables: Tables,
+        mode: Mode,
+    ) -> Self {
+        let log = Arc::<Log>::default();
+        let source = Prepared { waiting: ranges.into_iter().collect(), in_flight: HashSet::new(), log: log.clone() };
+        let (task, cancel, health, metrics) =
+            run_with(source, client, |sink| sink.with_tables(tables, template(), mode));
+        Self { task, cancel, log, health, metrics }
+    }
+
+    pub(crate) fn committed(&self) -> usize {
         self.log.committed.lock().len()
     }
 
-    fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         self.health.current().unwrap().reason.unwrap_or_default()
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.cancel.cancel();
         self.task.await.unwrap().unwrap();
     }
@@ -97,10 +111,15 @@ impl Running {
 type Parts = (JoinHandle<Result<(), SinkError>>, CancellationToken, Component, Arc<Metrics>);
 
 fn run(source: impl Source + 'static, client: Client) -> Parts {
+    run_with(source, client, |sink| sink)
+}
+
+fn run_with<S: Source + 'static>(source: S, client: Client, with: impl FnOnce(Sink<S>) -> Sink<S>) -> Parts {
     let (cancel, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
     let health = Health::default().component("sink");
     let settings = Settings { retry_longest: Duration::from_millis(500), ..Settings::default() };
     let sink = Sink::new(source, client, settings, health.clone(), metrics.clone());
+    let sink = with(sink);
     (tokio::spawn(sink.run(cancel.clone())), cancel, health, metrics)
 }
 

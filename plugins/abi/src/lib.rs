@@ -288,3 +288,8 @@ pub struct Plugin {
 
 /// Size of [`Plugin`] in minor version 0, the least that a plugin may have.
 pub const PLUGIN_SIZE_1_0: u64 = 64;
+
+// A plugin of minor 0 ends where the first field of minor 1 begins. `tests/layout.rs` holds the rest.
+#[cfg(target_pointer_width = "64")]
+const _: () =
+    assert!(core::mem::offset_of!(Plugin, health) as u64 == PLUGIN_SIZE_1_0, "a field was put before `health`");

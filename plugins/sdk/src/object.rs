@@ -133,3 +133,65 @@ impl<'de> Visitor<'de> for Name {
         Ok(Cow::Owned(name.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(json: &str) -> Object<'_> {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_touched_stays_as_it_was_sent() {
+        let sent =
+            r#"{ "type":"a" , "big": 12345678901234567890123 , "price":1.10,"deep":{ "x" : [ 1e2 ] },"t":"\u00e9" }"#;
+        let mut event = object(sent);
+        assert_eq!(event.get("price"), Some("1.10"));
+        assert_eq!(event.read::<String>("t").as_deref(), Some("é"));
+        assert_eq!(event.read::<u8>("t"), None);
+        event.set("rating", &["good"]);
+        assert!(event.remove("type"));
+        assert!(!event.remove("type"));
+        let verdict = event.into_verdict();
+        assert_eq!(
+            verdict.replacement(),
+            Some(
+                r#"{"big":12345678901234567890123,"price":1.10,"deep":{ "x" : [ 1e2 ] },"t":"\u00e9","rating":["good"]}"#
+            )
+        );
+    }
+
+    #[test]
+    fn an_object_without_changes_is_kept() {
+        let mut event = object(r#"{"a":1}"#);
+        assert!(!event.remove("b"));
+        assert!(event.contains("a"));
+        assert_eq!(event.iter().collect::<Vec<_>>(), [("a", "1")]);
+        assert!(event.into_verdict().is_keep());
+    }
+
+    #[test]
+    fn set_leaves_one_member_of_a_name() {
+        let mut event = object(r#"{"a":1,"\u0061":2,"b":3}"#);
+        assert_eq!(event.get("a"), Some("2"));
+        event.set("a", &json!(null));
+        assert_eq!(event.into_verdict().replacement(), Some(r#"{"b":3,"a":null}"#));
+    }
+
+    #[test]
+    fn what_cannot_be_written_fails_the_call() {
+        let mut event = object("{}");
+        event.set("a", &std::collections::BTreeMap::from([((1, 2), 3)]));
+        assert_eq!(event.into_verdict(), Verdict::fail("`a` cannot be written as JSON: key must be a string"));
+    }
+
+    #[test]
+    fn only_an_object_is_one() {
+        assert!(serde_json::from_str::<Object<'_>>("[1]").is_err());
+    }
+}

@@ -190,3 +190,30 @@ impl<'a> Verdicts<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_events_cost_no_allocation() {
+        let mut slots = [abi::Verdict::NONE; 100];
+        let mut verdicts = Verdicts::new(&mut slots);
+        for at in 0..100 {
+            verdicts.push(if at % 2 == 0 { Verdict::keep() } else { Verdict::drop("bot") });
+        }
+        assert_eq!(verdicts.finish().map(|owned| owned.capacity()), Ok(0));
+        assert!(slots.iter().all(|slot| slot.owner.is_null()));
+    }
+
+    #[test]
+    fn nothing_is_said_after_a_failure() {
+        let mut slots = [abi::Verdict::NONE; 2];
+        let mut verdicts = Verdicts::new(&mut slots);
+        verdicts.push(Verdict::keep());
+        verdicts.push(Verdict::fail("no connection"));
+        verdicts.push(Verdict::fail("another"));
+        assert_eq!(verdicts.finish(), Err("no connection".to_owned()));
+        assert!(slots.iter().all(|slot| slot.outcome == abi::Outcome::NONE));
+    }
+}

@@ -30,7 +30,7 @@ fn plugin() -> Plugin {
 
 fn harness() -> Harness<Foreign> {
     // SAFETY: that it keeps to the contract is what is tested; its library stays loaded.
-    unsafe { Harness::foreign(plugin(), &json!({})) }.unwrap()
+    unsafe { Harness::foreign(plugin(), json!({})) }.unwrap()
 }
 
 /// The members that the plugin adds to an event.
@@ -53,7 +53,7 @@ fn passes_its_own_check() {
 #[test]
 fn says_that_there_is_nothing_to_configure() {
     // SAFETY: as in `harness`.
-    let refused = unsafe { Harness::foreign(plugin(), &json!({ "a": 1 })) }.unwrap_err();
+    let refused = unsafe { Harness::foreign(plugin(), json!({ "a": 1 })) }.unwrap_err();
     assert_eq!(refused.to_string(), "there is nothing to configure: remove [plugins.config.utm]");
 }
 

@@ -31,9 +31,9 @@ const MOST_SAID: u64 = 8 << 20;
 /// Of standard error, the last bytes are shown: a panic or an assertion says there what happened.
 const LAST_WORDS: usize = 1000;
 
-/// How long the last words are waited for after the process has ended: they are there already, unless another process
-/// that the plugin left behind holds the pipe.
-const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
+/// How long what a process left in its pipes is waited for: it is there already when the process has ended, but the end of
+/// a pipe does not come while another process, which the plugin left behind, holds it.
+const LEFTOVERS: Duration = Duration::from_secs(1);
 
 /// A line of the child's.
 #[derive(Serialize, Deserialize)]
@@ -98,7 +98,6 @@ pub fn check_in_child(program: &Path, file: &Path, request: &Request) -> Result<
 
 /// Starts `command`, whose process calls [`serve_child`], and hears it out.
 pub(super) fn run(mut command: Command, request: &Request, limit: Duration) -> Result<Report, CheckError> {
-    let deadline = Instant::now() + limit;
     let request = serde_json::to_vec(request).map_err(io::Error::from)?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own, so that processes that the plugin starts end with it.
@@ -106,25 +105,34 @@ pub(super) fn run(mut command: Command, request: &Request, limit: Duration) -> R
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     // Threads, because each of the three may block for as long as a process that has inherited them lives.
     thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&request)));
-    let (say, lines) = mpsc::channel();
-    thread::spawn(move || stdout.map(|stdout| read_lines(stdout, |line| say.send(line).is_ok())));
+    let (say, said) = mpsc::channel();
+    let also_say = say.clone();
+    thread::spawn(move || stdout.map(|stdout| read_lines(stdout, |line| say.send(Said::Line(line)).is_ok())));
     let (say, words) = mpsc::channel();
     thread::spawn(move || stderr.map(|stderr| say.send(last_words(stderr))));
+    let group = Pid::from_child(&child);
+    thread::spawn(move || also_say.send(Said::Exit(child.wait())));
 
-    let (step, heard) = hear(&lines, deadline);
-    // It has said everything, or has ended, or is to end. An error means that nobody is left.
-    kill_process_group(Pid::from_child(&child), Signal::KILL).ok();
-    let status = child.wait()?;
-    let last_words = || words.recv_timeout(LAST_WORDS_TIME).unwrap_or_default();
+    let (step, heard) = hear(&said, limit);
+    // It has said everything, or has ended and may have left processes behind, or is to end. An error means that nobody is
+    // left.
+    kill_process_group(group, Signal::KILL).ok();
+    let last_words = || words.recv_timeout(LEFTOVERS).unwrap_or_default();
     match heard {
         Heard::Report(report) => Ok(*report),
         Heard::Garbage(problem) => Err(CheckError::Garbled { problem }),
         Heard::Silence => Err(CheckError::Hung { limit, step }),
-        Heard::End => match status.signal() {
+        Heard::Exit(status) => match status.signal() {
             Some(signal) => Err(CheckError::Crashed { signal: signal_name(signal), step, words: last_words() }),
             None => Err(CheckError::Ended { status: status_words(status), step, words: last_words() }),
         },
     }
+}
+
+/// What comes from the child.
+enum Said {
+    Line(io::Result<Line>),
+    Exit(io::Result<ExitStatus>),
 }
 
 /// How the child's words ended.
@@ -133,31 +141,40 @@ enum Heard {
     Garbage(String),
     /// It still lives, and says nothing.
     Silence,
-    End,
+    Exit(ExitStatus),
 }
 
-/// Hears the child until its report or its end; also the last step that it began.
-fn hear(lines: &Receiver<io::Result<Line>>, deadline: Instant) -> (Step, Heard) {
-    let mut step = Step::File;
+/// Hears the child until its report or its end, for at most `limit`; also the last step that it began.
+fn hear(said: &Receiver<Said>, limit: Duration) -> (Step, Heard) {
+    let mut deadline = Instant::now() + limit;
+    let (mut step, mut exit) = (Step::File, None);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let heard = match lines.recv_timeout(left) {
-            Ok(Ok(Line::Begins(begins))) => {
+        let heard = match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Said::Line(Ok(Line::Begins(begins)))) => {
                 step = begins;
                 continue;
             }
-            Ok(Ok(Line::Report(report))) => Heard::Report(report),
-            Ok(Err(error)) => Heard::Garbage(error.to_string()),
-            Err(RecvTimeoutError::Timeout) => Heard::Silence,
-            Err(RecvTimeoutError::Disconnected) => Heard::End,
+            // What it said before may still be in the pipe.
+            Ok(Said::Exit(Ok(status))) => {
+                exit = Some(status);
+                deadline = deadline.min(Instant::now() + LEFTOVERS);
+                continue;
+            }
+            Ok(Said::Line(Ok(Line::Report(report)))) => Heard::Report(report),
+            Ok(Said::Line(Err(error)) | Said::Exit(Err(error))) => Heard::Garbage(error.to_string()),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => exit.map_or(Heard::Silence, Heard::Exit),
         };
         return (step, heard);
     }
 }
 
-/// Gives the lines of `stdout` to `say`, until one of them is not wanted any more.
+/// Gives the lines of `stdout` to `say`, until one of them is not wanted any more. A line that is no JSON object is not
+/// the check's: whatever is loaded into a process may greet before the check has standard output for itself.
 fn read_lines(stdout: impl Read, say: impl Fn(io::Result<Line>) -> bool) {
     for line in BufReader::new(stdout.take(MOST_SAID)).lines() {
+        if line.as_ref().is_ok_and(|line| !line.starts_with('{')) {
+            continue;
+        }
         let line = line.and_then(|line| serde_json::from_str(&line).map_err(io::Error::from));
         let last = line.is_err();
         if !say(line) || last {

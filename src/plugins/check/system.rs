@@ -33,6 +33,7 @@ pub(super) fn limit_self(time: Duration) -> io::Result<()> {
 /// Bytes that the C library's allocator has given out and not got back, in this process. A plugin has the same allocator
 /// unless it brings one of its own.
 #[cfg(target_env = "gnu")]
+#[allow(clippy::unnecessary_wraps, reason = "other C libraries do not count")]
 pub(super) fn bytes_in_use() -> Option<u64> {
     // SAFETY: reads counters under the allocator's own locks.
     let heap = unsafe { libc::mallinfo2() };

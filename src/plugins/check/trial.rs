@@ -54,7 +54,7 @@ pub(super) struct Tried {
 impl Tried {
     pub fn summary(&self) -> String {
         let (examples, broken) = (self.examples.len(), self.broken.len() + self.faulty.len());
-        format!("{examples} examples taken; {} of {broken} broken ones rejected", self.rejected)
+        format!("examples taken: {examples}; broken ones rejected: {} of {broken}", self.rejected)
     }
 }
 
@@ -145,7 +145,9 @@ impl<'a> Trial<'a> {
         }
         leak::watch(calls.len(), || {
             // What it says was judged before.
-            calls.iter().for_each(|samples| drop(self.call(samples)));
+            for samples in &calls {
+                drop(self.call(samples));
+            }
         })
     }
 

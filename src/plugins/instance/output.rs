@@ -24,7 +24,11 @@ const DETAIL_BYTES: usize = 1 << 20;
 ///
 /// # Safety
 /// As for [`lent`]: what the verdicts point to can be read until this returns.
-pub(in crate::plugins) unsafe fn read(raw: &[abi::Verdict], input: usize, limits: &Limits) -> Result<Vec<Verdict>, Fault> {
+pub(in crate::plugins) unsafe fn read(
+    raw: &[abi::Verdict],
+    input: usize,
+    limits: Limits,
+) -> Result<Vec<Verdict>, Fault> {
     let mut reader = Reader { limits, left: limits.call_bytes(input), allowed: limits.call_bytes(input) };
     let mut verdicts = Vec::with_capacity(raw.len());
     for (index, verdict) in raw.iter().enumerate() {
@@ -36,14 +40,14 @@ pub(in crate::plugins) unsafe fn read(raw: &[abi::Verdict], input: usize, limits
     Ok(verdicts)
 }
 
-struct Reader<'a> {
-    limits: &'a Limits,
+struct Reader {
+    limits: Limits,
     /// Bytes that the call may still return.
     left: usize,
     allowed: usize,
 }
 
-impl Reader<'_> {
+impl Reader {
     unsafe fn verdict(&mut self, raw: &abi::Verdict) -> Result<Verdict, String> {
         // SAFETY: the caller's promise, in every arm.
         unsafe {

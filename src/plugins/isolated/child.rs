@@ -69,9 +69,11 @@ fn serve(library: &Path) -> io::Result<()> {
     let worker = Worker::detached();
     let instance = match instance(&worker, library, &start, host) {
         Ok(instance) => instance,
-        Err(words) => return served.answer(|to, changes| {
-            frame::begin_answer(to, Kind::Refused, changes).text(&words);
-        }),
+        Err(words) => {
+            return served.answer(|to, changes| {
+                frame::begin_answer(to, Kind::Refused, changes).text(&words);
+            });
+        }
     };
     served.answer(|to, changes| {
         frame::begin_answer(to, Kind::Ready, changes);

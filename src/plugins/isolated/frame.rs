@@ -346,7 +346,7 @@ pub(super) fn read_verdicts_of(
     }
     from.end()?;
     // SAFETY: every verdict points to bytes of the frame, which is borrowed until after this.
-    Ok(unsafe { read_verdicts(&raw, input, limits) })
+    Ok(unsafe { read_verdicts(&raw, input, *limits) })
 }
 
 /// Reads why a call has no verdicts.

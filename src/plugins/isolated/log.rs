@@ -59,7 +59,8 @@ impl Subscriber for Lines {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let letter = LEVELS.iter().find(|(level, _)| level == event.metadata().level()).map_or(b'I', |(_, letter)| *letter);
+        let letter =
+            LEVELS.iter().find(|(level, _)| level == event.metadata().level()).map_or(b'I', |(_, letter)| *letter);
         let mut words = Words::default();
         event.record(&mut words);
         let mut line = vec![MARK, letter];

@@ -3,11 +3,11 @@
 use std::{
     fs::File,
     io::{self, ErrorKind, Read, Write},
+    os::unix::process::CommandExt,
     os::{
         fd::OwnedFd,
         unix::{fs::FileExt, net::UnixStream, process::ExitStatusExt},
     },
-    os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -131,7 +131,9 @@ impl Process {
                 let length = self.answer.first_chunk().map_or(0, |head| u32::from_le_bytes(*head) as usize);
                 // The kind is part of it.
                 if length == 0 || length > most.saturating_add(1) {
-                    return Err(Broken::Garbage(format!("it says that its answer has {length} bytes, of at most {most}")));
+                    return Err(Broken::Garbage(format!(
+                        "it says that its answer has {length} bytes, of at most {most}"
+                    )));
                 }
                 wanted = HEAD - 1 + length;
                 self.answer.resize(wanted.max(have), 0);
@@ -194,6 +196,16 @@ impl Process {
         is_over(&self.end, Duration::ZERO).then(|| self.finish().map_or_else(|| "unknown".to_owned(), how))
     }
 
+    #[cfg(test)]
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_over(&self) -> bool {
+        is_over(&self.end, Duration::ZERO)
+    }
+
     /// Kills it and everything that it has started; returns its status.
     pub(super) fn finish(&mut self) -> Option<ExitStatus> {
         kill_and_wait(&mut self.child.take()?)
@@ -223,7 +235,7 @@ impl Drop for Process {
 /// Its group first: until it is waited for, the id is nobody else's.
 fn kill_and_wait(child: &mut Child) -> Option<ExitStatus> {
     // An error means that nobody is left.
-    drop(kill_process_group(Pid::from_child(child), Signal::KILL));
+    kill_process_group(Pid::from_child(child), Signal::KILL).ok();
     child.wait().ok()
 }
 

@@ -243,7 +243,7 @@ async fn a_plugin_that_cannot_take_an_event_ends_the_run_and_keeps_the_page() {
     rig.park((0..10).map(parked)).await;
     rig.park([other_raw(20, r#"{"type":"custom","name":"x","y":"wait"}"#)]).await;
     let error = rig.run().await.unwrap_err();
-    assert_eq!(error.to_string(), "plugin \"other\" cannot take the events, so they stay parked: it panicked: no");
+    assert_eq!(error.to_string(), "the events stay parked, because of plugin \"other\": it panicked: no");
     assert_eq!(rig.number("SELECT count() FROM {db}.events").await, 0);
     assert_eq!(rig.number("SELECT count() FROM {db}.parked").await, 11);
 }

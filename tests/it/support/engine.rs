@@ -244,6 +244,13 @@ impl Engine {
         line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
     }
 
+    /// The same of a series that may not have begun.
+    pub fn metric_or_zero(&self, series: &str) -> u64 {
+        let text = self.get("/metrics").text;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap())
+    }
+
     /// The embedded ClickHouse's address; waits until it is up.
     pub fn clickhouse(&self) -> ClickHouse {
         let url = self.log.wait_for("embedded ClickHouse", |line| field(line, "embedded ClickHouse listening", "url"));

@@ -28,7 +28,7 @@ pub const fn plugin<P: Plugin>() -> abi::Plugin {
         describe: describe::<P>,
         create: create::<P>,
         process: process::<P>,
-        release: release::<P>,
+        release,
         destroy: destroy::<P>,
         health: Some(health::<P>),
     }
@@ -114,7 +114,7 @@ unsafe extern "C" fn process<P: Plugin>(
     status
 }
 
-unsafe extern "C" fn release<P: Plugin>(_instance: *mut c_void, verdicts: *mut abi::Verdict, count: u64) {
+unsafe extern "C" fn release(_instance: *mut c_void, verdicts: *mut abi::Verdict, count: u64) {
     if count == 0 {
         return;
     }
@@ -154,7 +154,7 @@ unsafe extern "C" fn health<P: Plugin>(instance: *mut c_void, failure: *mut Fail
 /// `AssertUnwindSafe`: the engine counts the panic as a fault and quarantines a plugin that has many; until then an instance
 /// goes on, as a Rust server goes on after a handler's panic. A lock that was held is poisoned, as always.
 fn catch<T>(code: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(code)).map_err(|payload| message(payload))
+    catch_unwind(AssertUnwindSafe(code)).map_err(message)
 }
 
 fn message(payload: Box<dyn Any + Send>) -> String {

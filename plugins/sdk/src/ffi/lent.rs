@@ -239,3 +239,27 @@ impl<'a> IntoIterator for &Batch<'a> {
         self.iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(words: &str, capacity: usize) -> String {
+        let mut room = [b'#'; 8];
+        let mut failure = abi::Failure { data: room.as_mut_ptr(), capacity: capacity as u64, len: 0 };
+        // SAFETY: `room` has at least `capacity` bytes.
+        unsafe { fail(&raw mut failure, words) };
+        let len = usize::try_from(failure.len).unwrap_or(usize::MAX);
+        String::from_utf8_lossy(&room).chars().take(len).collect()
+    }
+
+    #[test]
+    fn words_are_cut_between_characters() {
+        assert_eq!(written("short", 8), "short");
+        assert_eq!(written("too long for it", 8), "too long");
+        assert_eq!(written("aé", 2), "a");
+        assert_eq!(written("a", 0), "");
+        // SAFETY: null is allowed.
+        unsafe { fail(ptr::null_mut(), "nowhere") };
+    }
+}

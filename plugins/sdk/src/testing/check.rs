@@ -81,10 +81,19 @@ struct Fixed {
     tenant_id: Option<String>,
 }
 
+/// serde would take an array of three for them too.
+fn fixed(json: &str) -> Result<Fixed, String> {
+    if json.trim_ascii_start().starts_with('{') {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    } else {
+        Err("it is no JSON object".to_owned())
+    }
+}
+
 fn try_example(example: &RawValue, kind: Option<&str>, engine: &Engine) -> Option<String> {
     let json = example.get();
     let wrong = |problem: String| Some(format!("{problem}: {json}"));
-    let sent: Fixed = match serde_json::from_str(json) {
+    let sent = match fixed(json) {
         Ok(sent) => sent,
         Err(error) => return wrong(format!("an example is not an event ({error})")),
     };
@@ -99,7 +108,7 @@ fn try_example(example: &RawValue, kind: Option<&str>, engine: &Engine) -> Optio
         return wrong(format!("an example is rejected as `{code}` ({detail})"));
     }
     let replacement = verdict.replacement()?;
-    match serde_json::from_str::<Fixed>(replacement) {
+    match fixed(replacement) {
         Err(error) => wrong(format!("an example is replaced by `{replacement}`, which is not an event ({error})")),
         Ok(new) => {
             let kept = |new: &Option<String>, old: &Option<String>| new.is_none() || new == old;

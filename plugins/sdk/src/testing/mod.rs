@@ -77,7 +77,7 @@ impl Harness<Foreign> {
     /// # Safety
     /// `plugin` keeps to the contract, and its library stays loaded.
     #[expect(unsafe_code, reason = "only its caller knows what the functions do")]
-    pub unsafe fn foreign(plugin: abi::Plugin, config: &Value) -> Result<Self, Error> {
+    pub unsafe fn foreign(plugin: abi::Plugin, config: Value) -> Result<Self, Error> {
         // SAFETY: the caller's.
         let engine = unsafe { Engine::new(plugin, &config.to_string(), abi::ABI_MINOR) }?;
         Ok(Self { engine, purpose: Purpose::LIVE, plugin: PhantomData })

@@ -107,8 +107,8 @@ pub fn run(action: Action, settings: &Settings) -> Result<(), CommandError> {
     match action {
         Action::List { json } => list(settings, json),
         Action::Check { file, json, .. } => check(settings, &file, json),
-        Action::Quarantine { name, reason } => quarantine(settings, name, reason),
-        Action::Resume { name } => resume(settings, name),
+        Action::Quarantine { name, reason } => quarantine(settings, &name, reason),
+        Action::Resume { name } => resume(settings, &name),
         Action::Reprocess { name } => reprocess(settings, name),
         Action::New { name, path } => {
             let made = scaffold::create(&name, &path)?;
@@ -170,11 +170,11 @@ fn check(settings: &Settings, file: &Path, json: bool) -> Result<(), CommandErro
     if report.ok { Ok(()) } else { Err(CommandError::Unusable(file.to_owned())) }
 }
 
-fn quarantine(settings: &Settings, name: String, reason: String) -> Result<(), CommandError> {
-    let request = Request::Quarantine { name: name.clone(), reason: reason.clone() };
+fn quarantine(settings: &Settings, name: &str, reason: String) -> Result<(), CommandError> {
+    let request = Request::Quarantine { name: name.to_owned(), reason: reason.clone() };
     let change = |state: &mut State| {
-        known(state, &name)?;
-        state.quarantined.insert(name.clone(), Quarantine { reason, since: Timestamp::now() });
+        known(state, name)?;
+        state.quarantined.insert(name.to_owned(), Quarantine { reason, since: Timestamp::now() });
         Ok(())
     };
     let stopped = ask_or_edit(settings, &request, change)?;
@@ -182,14 +182,16 @@ fn quarantine(settings: &Settings, name: String, reason: String) -> Result<(), C
     Ok(())
 }
 
-fn resume(settings: &Settings, name: String) -> Result<(), CommandError> {
-    let request = Request::Resume { name: name.clone() };
+fn resume(settings: &Settings, name: &str) -> Result<(), CommandError> {
+    let request = Request::Resume { name: name.to_owned() };
     let change = |state: &mut State| {
-        let sums = known(state, &name)?;
-        if !sums.iter().any(|sum| state.quarantine(&name, sum).is_some()) {
-            return Err(CommandError::NotQuarantined(name.clone()));
+        let sums = known(state, name)?;
+        if !sums.iter().any(|sum| state.quarantine(name, sum).is_some()) {
+            return Err(CommandError::NotQuarantined(name.to_owned()));
         }
-        sums.iter().for_each(|sum| state.pardon(&name, sum));
+        for sum in &sums {
+            state.pardon(name, sum);
+        }
         Ok(())
     };
     let stopped = ask_or_edit(settings, &request, change)?;

@@ -80,16 +80,21 @@ fn changes<'a>(dir: &'a Path, event: &'a Event) -> impl Iterator<Item = Change> 
     let named = event.paths.iter().filter_map(move |path| {
         let name = path.file_name().and_then(|name| name.to_str()).filter(|_| path.parent() == Some(dir));
         let library = name.filter(|name| is_library(name)).map(str::to_owned);
-        match (&event.kind, library) {
-            (EventKind::Access(AccessKind::Close(AccessMode::Write)), Some(name))
-            | (EventKind::Modify(ModifyKind::Metadata(_)), Some(name)) => Some(Change::Settled(name)),
+        let whole = matches!(
+            event.kind,
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Metadata(_))
+        );
+        match (event.kind, library) {
+            (_, Some(name)) if whole => Some(Change::Settled(name)),
             (EventKind::Modify(ModifyKind::Data(_)), Some(name)) => Some(Change::Written(name)),
-            // Into or out of its place: which of the two is seen in the folder. A new link is no writing either.
+            // Into or out of its place: which of the two is seen in the folder.
             (EventKind::Modify(ModifyKind::Name(_)), Some(name)) if path.exists() => Some(Change::Settled(name)),
-            (EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_), _) => Some(Change::Look { lost: false }),
-            (EventKind::Create(_), _) if path.is_symlink() => Some(Change::Look { lost: false }),
             // A new file is about to be written, or was linked into its place: a look finds the latter.
-            (EventKind::Create(_), Some(_)) => Some(Change::Look { lost: false }),
+            (EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(_), _) | (EventKind::Create(_), Some(_)) => {
+                Some(Change::Look { lost: false })
+            }
+            // What a library's link leads through.
+            (EventKind::Create(_), None) if path.is_symlink() => Some(Change::Look { lost: false }),
             _ => None,
         }
     });

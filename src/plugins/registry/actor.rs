@@ -41,6 +41,8 @@ const COALESCE: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_secs(2);
 /// How often the folder is looked at without an event: some file systems tell of none.
 const RESCAN: Duration = Duration::from_secs(30);
+/// A command that changes what is remembered, or an engine that ends just now, is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often plugins are asked how they are.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -118,7 +120,7 @@ impl Actor {
         runtime: Handle,
     ) -> Result<(Self, Threads), StartError> {
         let state_dir = settings.state_dir();
-        let lock = FolderLock::acquire(&state_dir, Duration::ZERO)?;
+        let lock = FolderLock::acquire(&state_dir, LOCK_PATIENCE)?;
         let (mut file, damaged) = StateFile::open(&state_dir)?;
         let folder = Folder::open(settings.dir.clone(), state_dir.join("libraries"), settings.allow.clone())?;
         let now = Timestamp::now();
@@ -179,8 +181,9 @@ impl Actor {
             let next = self.look_at.min(self.ask_at).saturating_duration_since(Instant::now());
             match told.recv_timeout(next) {
                 Ok(Message::Stop(answer)) => {
-                    self.used.clear();
                     self.shared.set.store(Arc::default());
+                    // The lock with it, so that who is answered may start another registry.
+                    drop(self);
                     if let Some(answer) = answer {
                         // Whoever stops the engine may have stopped waiting: nothing is left to tell then.
                         answer.send(()).unwrap_or(());

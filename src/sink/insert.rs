@@ -81,7 +81,7 @@ impl Inserter {
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
         let (schema_in_doubt, gate) = (AtomicBool::new(false), OnceLock::new());
-        Self { client, schema, schema_in_doubt, gate, into_events, into_parked, settings, report, metrics }
+        Self { client, schema, schema_in_doubt, into_events, into_parked, gate, settings, report, metrics }
     }
 
     /// Lets nothing through before the tables of plugins stand. The first gate stays.

@@ -92,11 +92,8 @@ pub enum Fault {
         /// Exit status or signal.
         how: String,
     },
-    /// It was not called, and may be innocent: too many threads hang in calls of plugins.
-    #[error(
-        "it was not called: {leaked} threads hang in calls of plugins, the most that is allowed; find the plugin in the log, \
-         remove it and start the engine anew"
-    )]
+    /// It was not called: threads hang in calls of it, and in all plugins together as many as may.
+    #[error("it was not called: {leaked} threads hang in it, and no more may; start the engine anew without it")]
     Exhausted {
         /// How many.
         leaked: usize,

@@ -17,6 +17,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use super::{
     call::{Call, Fault, Input, Purpose, Verdict},
+    instance::output_bytes,
     plugin::Plugin,
     set::Set,
     threads::Worker,
@@ -186,10 +187,7 @@ impl<'a> Chain<'a> {
                 // This job was given up, and the fault counted, while the call went on: nobody waits for the rest.
                 Err(Fault::Abandoned) => break,
                 Err(fault) => {
-                    // It was not entered: the fault is that of whoever hangs.
-                    if !matches!(fault, Fault::Exhausted { .. }) {
-                        plugin.fault(&fault);
-                    }
+                    plugin.fault(&fault);
                     self.park(&waiting, plugin, &fault.to_string())?;
                 }
             }
@@ -232,6 +230,7 @@ impl<'a> Chain<'a> {
         }
 
         // Read everything before anything is taken: a call counts wholly or not at all.
+        let roomy = Acceptance { event_bytes: output_bytes(self.acceptance.event_bytes), ..self.acceptance.clone() };
         let mut rows = Vec::new();
         let mut read = Vec::with_capacity(places.len());
         for (number, (verdict, event)) in verdicts.iter().zip(&events).enumerate() {
@@ -239,7 +238,7 @@ impl<'a> Chain<'a> {
                 read.push(0..0);
                 continue;
             };
-            let row = event::read_again(json, self.acceptance, self.set.types(), event.id, event.kind)
+            let row = event::read_again(json, &roomy, self.set.types(), event.id, event.kind)
                 .map_err(|error| Fault::BadOutput { problem: format!("event {number} of the call: {error}") })?;
             let start = rows.len();
             row::encode(&row, &mut rows);

@@ -39,8 +39,7 @@ const FAILURE_BYTES: usize = 4096;
 /// What a plugin may return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
-    /// Most bytes of one event: as many as its sender may send (`limits.event_bytes`), because everything behind the
-    /// plugin is built for that.
+    /// Most bytes of one event: [`output_bytes`] of what its sender may send.
     pub event_bytes: usize,
 }
 
@@ -51,6 +50,12 @@ impl Limits {
     pub fn call_bytes(self, input: usize) -> usize {
         input.saturating_mul(4).max(self.event_bytes.saturating_mul(16))
     }
+}
+
+/// Most bytes of an event that a plugin returns where senders may send `event_bytes`. More than that, or a sender could
+/// make the plugin fail by events of just the size that is allowed; and no more than everything behind carries well.
+pub fn output_bytes(event_bytes: usize) -> usize {
+    event_bytes.max(256 << 10)
 }
 
 /// Why a plugin could not be asked what it is.

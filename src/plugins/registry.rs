@@ -164,6 +164,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The system refuses handlers of signals.
+    #[error("cannot install the handlers that name a plugin in a crash")]
+    Handlers(#[source] io::Error),
     /// The system has no thread to give.
     #[error("cannot start the plugins' threads")]
     Threads(#[source] io::Error),

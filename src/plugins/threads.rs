@@ -9,8 +9,9 @@
 //! - **A call past its deadline is given up, not stopped**: no thread can be stopped from outside without breaking the
 //!   process. Its waiter is answered, its thread is *leaked*, and another one takes its place, so that capacity stays.
 //!   When the call returns after all, what it returned is thrown away and the thread ends.
-//! - **At the most allowed leaked threads no plugin is entered any more** ([`Fault::Exhausted`]) until one comes back.
-//!   Calls that were under way at that moment may hang too, so there are at most `leaked + threads - 1` such threads.
+//! - **At the most allowed leaked threads no plugin in which one hangs is entered any more** ([`Fault::Exhausted`]) until
+//!   one comes back; the others go on. Calls that were under way when a plugin's first one was given up may hang too, so
+//!   beyond the most allowed there are at most `threads` for each further plugin.
 //! - **The deadline counts the plugin's own time.** Waiting for a processor does not count where the kernel tells it
 //!   (`schedstat`), nor does time in which the watchdog did not run either (a stopped process, a paused machine). Waiting
 //!   for anything else does.
@@ -39,7 +40,8 @@ pub use worker::Worker;
 pub struct Settings {
     /// Threads that can run jobs at any time, at least 1.
     pub threads: usize,
-    /// Most threads that hang in abandoned calls, over all plugins, before no plugin is entered any more; at least 1.
+    /// Threads that hang in abandoned calls, over all plugins, from which on no plugin in which one hangs is entered; at
+    /// least 1.
     pub leaked: usize,
 }
 
@@ -125,7 +127,7 @@ impl Threads {
         self.handle.pool.leaked_by(plugin)
     }
 
-    /// Whether no plugin is entered any more because too many threads hang.
+    /// Whether plugins in which a thread hangs are not entered any more, because too many do.
     pub fn is_exhausted(&self) -> bool {
         self.handle.pool.is_exhausted()
     }

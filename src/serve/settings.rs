@@ -100,7 +100,7 @@ pub(super) fn plugins(config: &Config) -> Result<registry::Settings> {
         deadline: Deadline { base: settings.deadline, per_event: settings.deadline_per_event },
         threads: threads::Settings { threads, leaked: settings.leaked_threads },
         faults: FaultWindow::new(settings.faults, settings.fault_window),
-        limits: instance::Limits { event_bytes: limits.event_bytes },
+        limits: instance::Limits { event_bytes: instance::output_bytes(limits.event_bytes) },
         config: settings.config.clone(),
     })
 }

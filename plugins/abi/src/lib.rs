@@ -120,8 +120,8 @@ impl Outcome {
     pub const NONE: Self = Self(0);
     /// It is good as it is.
     pub const KEEP: Self = Self(1);
-    /// It is good, with [`Verdict::first`] in its place: one JSON object with the same `id`, `type` and `tenant_id`, or
-    /// without them.
+    /// It is good, with [`Verdict::first`] in its place: one JSON object with the same `type`, and with the same `id` and
+    /// `tenant_id` or without them.
     pub const REPLACE: Self = Self(2);
     /// It is bad, and its sender is told so: [`Verdict::first`] is a code (`[a-z][a-z0-9_]*`, at most 64 bytes),
     /// [`Verdict::second`] says in words what is wrong and how to mend it.

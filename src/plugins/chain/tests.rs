@@ -185,7 +185,7 @@ fn output_that_is_no_event_is_a_fault_and_all_events_of_the_call_are_parked() {
             r#"{"type":"custom","name":"n","tenant_id":"550e8400-e29b-41d4-a716-446655440000"}"#,
             "not the tenant of the key",
         ),
-        (&custom(&"x".repeat(400)), "more than the 300 allowed"),
+        (&custom(&"x".repeat(300 << 10)), "more than the 262144 allowed"),
     ];
     for (output, problem) in cases {
         let output = output.to_owned();

@@ -27,7 +27,7 @@ use crate::{
     plugins::{
         folder::{Folder, Stamp},
         plugin::Plugin,
-        slots::{Crash, Slots, signal_name},
+        slots::{self, Crash, Slots, signal_name},
         state::{Known, State, StateFile},
         threads::Threads,
         watch::Watch,
@@ -131,6 +131,7 @@ impl Actor {
                 let path = state_dir.join("calls");
                 let (slots, crashes) = Slots::open(&path).map_err(|source| StartError::Slots { path, source })?;
                 remember(&mut file.state, crashes, now);
+                slots::install_handlers().map_err(StartError::Handlers)?;
                 Some(slots)
             }
         };

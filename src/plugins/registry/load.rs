@@ -21,7 +21,7 @@ use crate::{
         faults::FaultWindow,
         folder::{Copied, FolderError},
         host::Hosts,
-        instance::{Instance, Limits},
+        instance::{Instance, LIFECYCLE_DEADLINE, Limits},
         isolated::{self, Isolated},
         library::Library,
         plugin::{Deadline, Parts, Plugin, Quarantine},
@@ -166,7 +166,9 @@ impl Loader {
         let (path, host, limits) = (copied.path.clone(), self.hosts.of(&descriptor.name), self.limits);
         // On a plugin thread, where a crash in a constructor is laid at the plugin's door and a hang is noticed.
         let job = move |worker: &Worker| {
-            let library = Library::open(&path).map_err(|error| wrong(&error))?;
+            // Opening runs the library's constructors.
+            let opened = worker.call(&caller, LIFECYCLE_DEADLINE, || Library::open(&path));
+            let library = opened.map_err(|fault| wrong(&fault))?.map_err(|error| wrong(&error))?;
             Instance::create(worker, caller, &library, host, &config, limits).map_err(|error| wrong(&error))
         };
         let instance = self.runtime.block_on(self.threads.run(job)).map_err(|error| wrong(&error))??;

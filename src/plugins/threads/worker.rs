@@ -58,7 +58,7 @@ impl Worker {
     ///
     /// # Errors
     /// [`Fault::Abandoned`] when it took longer: the job was given up already, and should end at once. [`Fault::Exhausted`]
-    /// when `code` was not run because too many threads hang.
+    /// when `code` was not run because too many threads hang, some of them in this plugin.
     pub fn call<T>(&self, caller: &Caller, deadline: Duration, code: impl FnOnce() -> T) -> Result<T, Fault> {
         match &self.place {
             None => Ok(code()),
@@ -73,7 +73,11 @@ impl Place {
             return Err(Fault::Abandoned);
         }
         if self.pool.is_exhausted() {
-            return Err(Fault::Exhausted { leaked: self.pool.leaked() });
+            // Plugins that have let no thread hang go on.
+            let leaked = self.pool.leaked_by(&caller.plugin);
+            if leaked > 0 {
+                return Err(Fault::Exhausted { leaked });
+            }
         }
         let (name, entry) = self.known(caller);
         let began = Instant::now();

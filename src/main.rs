@@ -10,7 +10,7 @@ use ingestion_engine::{
     logging,
     plugins::{
         commands::{self, PluginsArgs},
-        instance::Limits,
+        instance::{Limits, output_bytes},
     },
     serve::{self, Purpose},
 };
@@ -128,7 +128,9 @@ fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
             data_dir: config.process.data_dir.clone(),
             plugins_dir: config.plugins_dir(),
             program,
-            limits: Limits { event_bytes: usize::try_from(config.limits.event_bytes).unwrap_or(usize::MAX) },
+            limits: Limits {
+                event_bytes: output_bytes(usize::try_from(config.limits.event_bytes).unwrap_or(usize::MAX)),
+            },
             config: config.plugins.config.clone().into_iter().collect(),
         };
         Ok(commands::run(arguments.action, &settings)?)

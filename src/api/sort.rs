@@ -21,7 +21,7 @@ use crate::{
     plugins::{
         Plugins,
         call::{Fault, Purpose},
-        chain::{Abandoned, Chain, End},
+        chain::{Abandoned, Chain, End, Ended},
         set::Set,
         threads::{RunError, Worker},
     },
@@ -162,59 +162,11 @@ impl Inner {
         if let Some((worker, abandoned)) = worker
             && !chain.is_empty()
         {
-            self.run(chain, &batch, worker, abandoned, &acceptance, &mut packer, &mut sorted)?;
+            let ended = chain.run(worker, Purpose::LIVE, abandoned).map_err(ApiError::Plugin)?;
+            pack(ended, &batch, &acceptance, &mut packer, &mut sorted);
         }
         sorted.chunks = packer.finish();
         Ok(sorted)
-    }
-
-    /// Runs the plugins and packs what they leave.
-    #[expect(clippy::too_many_arguments, reason = "the second half of one function")]
-    fn run(
-        &self,
-        chain: Chain<'_>,
-        batch: &Batch<'_>,
-        worker: &Worker,
-        abandoned: &[Abandoned],
-        acceptance: &Acceptance,
-        packer: &mut Packer,
-        sorted: &mut Sorted,
-    ) -> Result<(), ApiError> {
-        let ended = chain.run(worker, Purpose::LIVE, abandoned).map_err(ApiError::Plugin)?;
-        let mut encoded = Vec::new();
-        for event in ended.events {
-            match event.end {
-                End::Accepted(row) => {
-                    packer.push(ended.rows.get(row).unwrap_or_default());
-                    sorted.stored += 1;
-                }
-                End::Rejected { code, detail } => {
-                    let (index, id) = (event.number, Some(event.id));
-                    let code = RejectionCode::Plugin(code);
-                    sorted.rejected.push(RejectedEvent { index, id, code, detail: detail.into() });
-                }
-                End::Dropped => sorted.dropped += 1,
-                End::Parked { plugin, reason } => {
-                    encoded.clear();
-                    let parked = ParkedRow {
-                        tenant_id: acceptance.tenant_id,
-                        event_id: event.id,
-                        timestamp_ms: event.timestamp_ms,
-                        received_at_ms: acceptance.received_at_ms,
-                        expires_at: acceptance.expires_at,
-                        plugin: (&*plugin).into(),
-                        kind: event.kind,
-                        reason: reason.as_str().into(),
-                        raw: batch.events.get(event.number).copied().unwrap_or_default().into(),
-                    };
-                    row::encode_parked(&parked, &mut encoded);
-                    packer.push(&encoded);
-                    sorted.parked += 1;
-                }
-            }
-        }
-        sorted.rejected.sort_by_key(|rejected| rejected.index);
-        Ok(())
     }
 
     fn acceptance(&self, tenant: &Tenant, received_at_ms: i64) -> Acceptance {
@@ -242,4 +194,41 @@ impl Inner {
             self.metrics.events.get_or_create(&OutcomeLabels { outcome, code: "" }).inc_by(events as u64);
         }
     }
+}
+
+/// Packs what the plugins have left of a request.
+fn pack(ended: Ended<'_>, batch: &Batch<'_>, acceptance: &Acceptance, packer: &mut Packer, sorted: &mut Sorted) {
+    let mut encoded = Vec::new();
+    for event in ended.events {
+        match event.end {
+            End::Accepted(row) => {
+                packer.push(ended.rows.get(row).unwrap_or_default());
+                sorted.stored += 1;
+            }
+            End::Rejected { code, detail } => {
+                let (index, id) = (event.number, Some(event.id));
+                let code = RejectionCode::Plugin(code);
+                sorted.rejected.push(RejectedEvent { index, id, code, detail: detail.into() });
+            }
+            End::Dropped => sorted.dropped += 1,
+            End::Parked { plugin, reason } => {
+                encoded.clear();
+                let parked = ParkedRow {
+                    tenant_id: acceptance.tenant_id,
+                    event_id: event.id,
+                    timestamp_ms: event.timestamp_ms,
+                    received_at_ms: acceptance.received_at_ms,
+                    expires_at: acceptance.expires_at,
+                    plugin: (&*plugin).into(),
+                    kind: event.kind,
+                    reason: reason.as_str().into(),
+                    raw: batch.events.get(event.number).copied().unwrap_or_default().into(),
+                };
+                row::encode_parked(&parked, &mut encoded);
+                packer.push(&encoded);
+                sorted.parked += 1;
+            }
+        }
+    }
+    sorted.rejected.sort_by_key(|rejected| rejected.index);
 }

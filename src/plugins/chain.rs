@@ -87,12 +87,16 @@ pub struct Unavailable {
 }
 
 /// The verdicts as they are counted.
-const OUTCOMES: [(&str, fn(&Verdict) -> bool); 4] = [
-    ("kept", |verdict| matches!(verdict, Verdict::Keep)),
-    ("replaced", |verdict| matches!(verdict, Verdict::Replace(_))),
-    ("rejected", |verdict| matches!(verdict, Verdict::Reject { .. })),
-    ("dropped", |verdict| matches!(verdict, Verdict::Drop { .. })),
-];
+const OUTCOMES: [&str; 4] = ["kept", "replaced", "rejected", "dropped"];
+
+fn outcome(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Keep => "kept",
+        Verdict::Replace(_) => "replaced",
+        Verdict::Reject { .. } => "rejected",
+        Verdict::Drop { .. } => "dropped",
+    }
+}
 
 /// A plugin that did not return in time with the events of this request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,8 +249,8 @@ impl<'a> Chain<'a> {
             read.push(start..rows.len());
         }
         drop(events);
-        for (outcome, of) in OUTCOMES {
-            self.count(plugin, outcome, verdicts.iter().filter(|verdict| of(verdict)).count());
+        for name in OUTCOMES {
+            self.count(plugin, name, verdicts.iter().filter(|verdict| outcome(verdict) == name).count());
         }
         let base = self.rows.len();
         self.rows.append(&mut rows);

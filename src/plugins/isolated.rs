@@ -270,7 +270,7 @@ fn unasked() -> Broken {
 
 impl Backend for Isolated {
     fn process(&self, _worker: &Worker, call: &Call<'_>, deadline: Duration) -> Result<Vec<Verdict>, Fault> {
-        let limits = &self.settings.limits;
+        let limits = self.settings.limits;
         let input = call.events.iter().map(|event| event.json.len()).sum();
         let events = call.events.len();
         let began = Instant::now();

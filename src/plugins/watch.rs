@@ -117,15 +117,15 @@ mod tests {
     struct Told {
         home: tempfile::TempDir,
         watch: Watch,
-        told: mpsc::Receiver<Change>,
+        changes: mpsc::Receiver<Change>,
     }
 
     fn watch() -> Told {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join("plugins")).unwrap();
-        let (tell, told) = mpsc::channel();
+        let (tell, changes) = mpsc::channel();
         let watch = Watch::start(&home.path().join("plugins"), move |change| drop(tell.send(change))).unwrap();
-        Told { home, watch, told }
+        Told { home, watch, changes }
     }
 
     impl Told {
@@ -137,10 +137,10 @@ mod tests {
             fs::rename(self.outside(MARK), self.path(MARK)).unwrap();
             let mut told = Vec::new();
             loop {
-                let change = self.told.recv_timeout(PATIENCE).unwrap();
+                let change = self.changes.recv_timeout(PATIENCE).unwrap();
                 if change == Change::Settled(MARK.to_owned()) {
                     fs::remove_file(self.path(MARK)).unwrap();
-                    while self.told.recv_timeout(PATIENCE).unwrap() != (Change::Look { lost: false }) {}
+                    while self.changes.recv_timeout(PATIENCE).unwrap() != (Change::Look { lost: false }) {}
                     return told;
                 }
                 told.push(change);
@@ -192,7 +192,7 @@ mod tests {
         let told = watch();
         assert!(told.watch.is_current());
         fs::rename(told.home.path().join("plugins"), told.home.path().join("elsewhere")).unwrap();
-        assert_eq!(told.told.recv_timeout(PATIENCE).unwrap(), Change::Look { lost: false });
+        assert_eq!(told.changes.recv_timeout(PATIENCE).unwrap(), Change::Look { lost: false });
         assert!(!told.watch.is_current());
         fs::create_dir(told.home.path().join("plugins")).unwrap();
         assert!(!told.watch.is_current());

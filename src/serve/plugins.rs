@@ -134,7 +134,7 @@ struct Lazy {
 }
 
 impl Lazy {
-    async fn connect(&self) -> Result<(Reprocess<Again>, Client, Template, Mode), String> {
+    fn connect(&self) -> Result<(Reprocess<Again>, Client, Template, Mode), String> {
         let Common { config, clickhouse, metrics, dead_letters, .. } = &self.common;
         let (client, template, mode) = match clickhouse.get() {
             Some(Reached { client, template, mode }) => (client.clone(), template.clone(), *mode),
@@ -175,7 +175,7 @@ impl Reprocessor for Lazy {
                     quarantine.reason
                 ));
             }
-            let (reprocess, client, template, mode) = self.reprocess.get_or_try_init(|| self.connect()).await?;
+            let (reprocess, client, template, mode) = self.reprocess.get_or_try_init(async || self.connect()).await?;
             // They go into `events` beside the sink, which otherwise sees to this.
             let tables = &self.common.tables;
             tables.bring_up(client, template, *mode).await.map_err(|error| chain(&error))?;

@@ -322,7 +322,7 @@ pub(super) fn write_outcome(to: &mut Writer, changes: &[(&str, Change)], outcome
 }
 
 /// Most bytes of the answer to a call with `events` events of `input` bytes together, the head apart.
-pub(super) fn most_bytes(limits: &Limits, events: usize, input: usize) -> usize {
+pub(super) fn most_bytes(limits: Limits, events: usize, input: usize) -> usize {
     // Outcome, two lengths, and the points behind a detail that was cut; kind, length, name and value of a series.
     let (per_event, per_series) = (1 + 4 + 4 + 3, 1 + 4 + 64 + 8);
     limits.call_bytes(input) + events * per_event + MOST_SERIES * per_series + WORDS
@@ -333,7 +333,7 @@ pub(super) fn read_verdicts_of(
     mut from: Reader<'_>,
     events: usize,
     input: usize,
-    limits: &Limits,
+    limits: Limits,
 ) -> Result<Result<Vec<Verdict>, Fault>, Malformed> {
     if from.u32()? as usize != events {
         return Err(Malformed("it has not one verdict for each event"));
@@ -346,7 +346,7 @@ pub(super) fn read_verdicts_of(
     }
     from.end()?;
     // SAFETY: every verdict points to bytes of the frame, which is borrowed until after this.
-    Ok(unsafe { read_verdicts(&raw, input, *limits) })
+    Ok(unsafe { read_verdicts(&raw, input, limits) })
 }
 
 /// Reads why a call has no verdicts.

@@ -38,7 +38,9 @@ pub(super) fn health(
     }
     if threads.is_exhausted() {
         let leaked = threads.leaked();
-        reasons.push(format!("{leaked} threads hang in plugins, which are not called until one returns; restart the engine"));
+        reasons.push(format!(
+            "{leaked} threads hang in plugins, which are not called until one returns; restart the engine"
+        ));
     }
     let files = refused.iter().map(|(file, refused)| {
         let earlier = if used.contains_key(file) { "; the earlier one stays in use" } else { "" };

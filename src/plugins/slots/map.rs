@@ -28,6 +28,7 @@ impl Map {
         Ok(Self { map })
     }
 
+    #[expect(clippy::cast_ptr_alignment, reason = "a map begins on a page")]
     pub(super) fn layout(&self) -> &Layout {
         // SAFETY: The map is as long as a Layout, begins on a page and so is aligned for it, and lives as long as `self`.
         // A Layout is made of atomic integers: every bit pattern is one, and they may change while they are shared.

@@ -15,7 +15,7 @@
 //! - Expressions are evaluated in a subquery under names of their own. Beside each other in one SELECT, the alias of one
 //!   would hide the column that the next one reads.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::collections::BTreeSet;
 
 use sha2::{Digest, Sha256};
 
@@ -154,7 +154,7 @@ impl Object {
 /// Every mistake in it, in words.
 pub(super) fn plan(declaration: &Declaration) -> Result<Vec<Object>, Vec<String>> {
     let mut planner = Planner { declaration, errors: Vec::new(), targets: Vec::new(), rest: Vec::new() };
-    let fillers: Vec<_> = declaration.tables.iter().filter_map(|table| planner.table(table)).collect();
+    let fillers: Vec<_> = declaration.tables.iter().map(|table| planner.table(table)).collect();
     for view in &declaration.views {
         planner.view(view);
     }
@@ -204,7 +204,7 @@ impl Planner<'_> {
         result.map_err(|error| self.errors.push(format!("{place}: {error}"))).ok()
     }
 
-    fn table(&mut self, table: &Table) -> Option<Object> {
+    fn table(&mut self, table: &Table) -> Object {
         let label = format!("table {}", table.name);
         self.note(&label, name(&table.name));
         let source = Source::events();
@@ -245,7 +245,7 @@ impl Planner<'_> {
         let outer: Vec<_> = values.iter().enumerate().map(|(at, (name, _))| format!("`__{at}` AS `{name}`")).collect();
         let select = format!("SELECT {}\nFROM (\n{}\n)", outer.join(", "), inner(&values, "events", &filter));
         let role = Role::Filler { to, select, from: "events".to_owned(), values };
-        Some(self.object(&label, self.full_name(&format!("{}_mv", table.name)), role))
+        self.object(&label, self.full_name(&format!("{}_mv", table.name)), role)
     }
 
     fn view(&mut self, view: &View) {
@@ -383,14 +383,9 @@ impl Planner<'_> {
 }
 
 fn inner(values: &[(String, String)], from: &str, filter: &str) -> String {
-    let mut text = "    SELECT".to_owned();
-    for (at, (_, expression)) in values.iter().enumerate() {
-        let comma = if at == 0 { "" } else { "," };
-        // Writing to a String does not fail.
-        let _ = write!(text, "{comma}\n        {expression} AS `__{at}`");
-    }
-    let _ = write!(text, "\n    FROM ${{database}}.`{from}` AS e{filter}");
-    text
+    let named = values.iter().enumerate().map(|(at, (_, expression))| format!("\n        {expression} AS `__{at}`"));
+    let named: Vec<_> = named.collect();
+    format!("    SELECT{}\n    FROM ${{database}}.`{from}` AS e{filter}", named.join(","))
 }
 
 /// Checks a name of a plugin's own making.

@@ -148,6 +148,7 @@ async fn try_values(
 }
 
 /// Rows of an insert: an event without anything of each type, and the examples.
+#[expect(clippy::result_large_err, reason = "called once for a trial")]
 fn rows(declaration: &Declaration, examples: &[EventRow<'_>]) -> Result<Bytes, TrialError> {
     let now = Timestamp::now().as_millisecond();
     let empty = declaration.types.iter().map(|kind| {

@@ -26,7 +26,7 @@ fn outcome(outcome: &Result<Vec<Verdict>, Fault>) -> Vec<u8> {
 fn verdicts(body: &[u8], events: usize) -> Result<Result<Vec<Verdict>, Fault>, Malformed> {
     let mut reader = Reader::new(body);
     read_changes(&mut reader)?;
-    read_verdicts_of(reader, events, 0, &LIMITS)
+    read_verdicts_of(reader, events, 0, LIMITS)
 }
 
 #[test]

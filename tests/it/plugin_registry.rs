@@ -35,7 +35,7 @@ use crate::support::{
 
 /// A data folder, and what is compiled for it.
 struct Home {
-    home: tempfile::TempDir,
+    root: tempfile::TempDir,
     allow: BTreeSet<String>,
     mode: Mode,
     isolated: bool,
@@ -51,12 +51,12 @@ struct Node {
 
 impl Home {
     fn new() -> Self {
-        let home = tempfile::tempdir().unwrap();
-        Self { home, allow: BTreeSet::new(), mode: Mode::Run, isolated: false, declared: Arc::default() }
+        let root = tempfile::tempdir().unwrap();
+        Self { root, allow: BTreeSet::new(), mode: Mode::Run, isolated: false, declared: Arc::default() }
     }
 
     fn path(&self) -> &Path {
-        self.home.path()
+        self.root.path()
     }
 
     fn data(&self) -> PathBuf {
@@ -349,7 +349,9 @@ async fn a_start_with_a_bad_file_goes_on_with_the_copy_of_the_good_one() {
 
     // Not even the copy: it is there without code, so that nothing passes by it.
     let libraries = home.data().join("plugin-state/libraries");
-    fs::read_dir(&libraries).unwrap().for_each(|entry| fs::remove_file(entry.unwrap().path()).unwrap());
+    for entry in fs::read_dir(&libraries).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
     let node = home.start().await;
     let plugin = node.plugin("pilot").unwrap();
     assert!(!plugin.is_loaded());

@@ -6,15 +6,15 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use super::*;
 
 struct Home {
-    home: tempfile::TempDir,
+    root: tempfile::TempDir,
     folder: Folder,
 }
 
 fn home(allow: &[&str]) -> Home {
-    let home = tempfile::tempdir().unwrap();
+    let root = tempfile::tempdir().unwrap();
     let allow = allow.iter().map(ToString::to_string).collect();
-    let folder = Folder::open(home.path().join("plugins"), home.path().join("state/libraries"), allow).unwrap();
-    Home { home, folder }
+    let folder = Folder::open(root.path().join("plugins"), root.path().join("state/libraries"), allow).unwrap();
+    Home { root, folder }
 }
 
 impl Home {
@@ -29,7 +29,7 @@ impl Home {
     }
 
     fn copies(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.home.path().join("state/libraries")).unwrap();
+        let entries = fs::read_dir(self.root.path().join("state/libraries")).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 }
@@ -96,7 +96,7 @@ fn a_stranger_s_file_is_refused() {
 #[test]
 fn links_may_not_leave_the_folder() {
     let home = home(&[]);
-    let outside = home.home.path().join("outside.so");
+    let outside = home.root.path().join("outside.so");
     fs::write(&outside, b"abc").unwrap();
     symlink(&outside, home.folder.dir().join("out.so")).unwrap();
     let error = home.folder.take("out.so").unwrap_err().to_string();
@@ -139,7 +139,7 @@ fn copies_that_nobody_refers_to_are_removed() {
     home.put("b.so", b"b");
     home.folder.take("a.so").unwrap();
     home.folder.take("b.so").unwrap();
-    fs::write(home.home.path().join("state/libraries/.copy-1"), b"half").unwrap();
+    fs::write(home.root.path().join("state/libraries/.copy-1"), b"half").unwrap();
     home.folder.forget_copies(&BTreeSet::from([ABC]));
     assert_eq!(home.copies(), [format!("{ABC}.so")]);
 }

@@ -68,3 +68,55 @@ impl Looks {
         look
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::plugins::folder::Folder;
+
+    fn found(home: &Path) -> BTreeMap<String, Stamp> {
+        Folder::open(home.join("plugins"), home.join("copies"), BTreeSet::new()).unwrap().scan().unwrap()
+    }
+
+    #[test]
+    fn without_an_event_two_looks_must_see_the_same() {
+        let home = tempfile::tempdir().unwrap();
+        let (mut looks, nothing) = (Looks::default(), BTreeMap::new());
+        found(home.path());
+        let path = home.path().join("plugins/a.so");
+        fs::write(&path, "half").unwrap();
+        let half = found(home.path());
+        assert_eq!(looks.look(&half, &nothing), Look { again: true, ..Look::default() });
+        fs::write(&path, "all of it").unwrap();
+        let whole = found(home.path());
+        assert_eq!(looks.look(&whole, &nothing), Look { again: true, ..Look::default() });
+        assert_eq!(looks.look(&whole, &nothing).take, ["a.so"]);
+        let known = whole.iter().map(|(name, stamp)| (name.clone(), Some(stamp.clone()))).collect();
+        assert_eq!(looks.look(&whole, &known), Look::default());
+        let look = looks.look(&BTreeMap::new(), &known);
+        assert_eq!(look.gone, BTreeSet::from(["a.so".to_owned()]));
+    }
+
+    #[test]
+    fn an_event_says_when_a_file_is_whole() {
+        let home = tempfile::tempdir().unwrap();
+        let (mut looks, nothing) = (Looks::default(), BTreeMap::new());
+        found(home.path());
+        fs::write(home.path().join("plugins/a.so"), "a").unwrap();
+        let found = found(home.path());
+        looks.note(Change::Written("a.so".to_owned()));
+        assert_eq!(looks.look(&found, &nothing), Look::default());
+        assert_eq!(looks.look(&found, &nothing), Look::default(), "however often");
+        looks.note(Change::Settled("a.so".to_owned()));
+        assert_eq!(looks.look(&found, &nothing).take, ["a.so"]);
+        // The end of the writing was lost.
+        looks.note(Change::Written("a.so".to_owned()));
+        looks.note(Change::Look { lost: true });
+        assert!(looks.look(&found, &nothing).again);
+        assert_eq!(looks.look(&found, &nothing).take, ["a.so"]);
+    }
+}

@@ -27,6 +27,7 @@ fn descriptor(value: JsonValue) -> Descriptor {
 }
 
 /// A plugin `shop` of one type, `purchase`, with the given tables and views.
+#[expect(clippy::needless_pass_by_value, reason = "its callers write `json!` there")]
 fn shop(version: &str, tables: JsonValue, views: JsonValue) -> Descriptor {
     descriptor(json!({
         "name": "shop", "version": version,

@@ -118,8 +118,8 @@ typedef uint32_t ingestion_outcome_t;
 #define INGESTION_OUTCOME_NONE 0
 // It is good as it is.
 #define INGESTION_OUTCOME_KEEP 1
-// It is good, with `ingestion_verdict_t.first` in its place: one JSON object with the same `id`, `type` and `tenant_id`, or
-// without them.
+// It is good, with `ingestion_verdict_t.first` in its place: one JSON object with the same `type`, and with the same `id` and
+// `tenant_id` or without them.
 #define INGESTION_OUTCOME_REPLACE 2
 // It is bad, and its sender is told so: `ingestion_verdict_t.first` is a code (`[a-z][a-z0-9_]*`, at most 64 bytes),
 // `ingestion_verdict_t.second` says in words what is wrong and how to mend it.

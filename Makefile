@@ -34,10 +34,8 @@ run: setup ## Install what is missing, build, and start the engine alone on this
 
 .PHONY: test
 test: setup-test ## Install what is missing and run all tests against the real broker and the real ClickHouse engine
-	@cargo test --workspace --locked --exclude ingestion-engine
-	cargo test --locked --lib --bins
-	# Integration tests start engines, brokers and databases of their own: two at a time is what two cores carry.
-	cargo test --locked --test it -- --test-threads=2
+	@# Integration tests start engines, brokers and databases of their own: two at a time is what two cores carry.
+	RUST_TEST_THREADS=2 cargo test --workspace --locked --no-fail-fast
 
 .PHONY: lint
 lint: setup-system ## Formatting and lints, as CI runs them

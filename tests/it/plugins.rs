@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::support::{
     engine::{Answer, Engine, Setup, eventually},
     load::{Load, Sent},
-    plugins::{copy_bytes_in, copy_in, folder, move_in, pilot},
+    plugins::{built, copy_bytes_in, copy_in, folder, move_in, pilot, utm},
 };
 
 /// What `plugins list --json` says of the plugin `name`.
@@ -238,4 +238,54 @@ fn in_a_process_of_its_own_a_plugin_crashes_alone() {
     for (reason, part) in reasons.lines().zip(["SIGSEGV", "SIGABRT", "did not return", "not usable", "as told"]) {
         assert!(reason.contains(part), "{reason} names {part}");
     }
+}
+
+#[test]
+fn the_samples_work_side_by_side() {
+    let (home, made) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let engine = Setup::new(home.path()).start();
+    let clickhouse = engine.clickhouse();
+    for sample in ["purchase", "web_vitals_rating", "redact"] {
+        copy_in(&built(sample), home.path(), &format!("{sample}.so"));
+    }
+    copy_in(&utm(made.path()), home.path(), "utm.so");
+    eventually("all are in use", || engine.metric("ingestion_plugins_loaded") == 4);
+
+    let order = |total: &str| {
+        json!({
+            "type": "purchase", "order_id": "A-1", "total": total, "currency": "eur", "shipping": "10.00",
+            "user_id": "u-7", "items": [{ "sku": "SHOE-42", "quantity": 1, "price": "119.90" }]
+        })
+    };
+    let page = json!({
+        "type": "pageview", "url": "https://shop.test/?utm_source=news&email=jane%40example.com",
+        "title": "Hello jane@example.com"
+    });
+    let load = json!({ "type": "performance", "path": "/", "lcp": 1840, "inp": 320 });
+    let answer = engine.ingest(json!([order("129.90"), order("1"), page, load]).to_string());
+    assert_eq!((answer.status, &answer.json()["events_accepted"]), (200, &json!(3)), "{}", answer.text);
+    assert_eq!(answer.json()["errors"][0]["code"], "purchase.total_mismatch");
+
+    clickhouse.wait_for(
+        "SELECT order_id, total, currency, item_count, user_id FROM overwatch.plugin_purchase_orders",
+        "A-1\t129.9\tEUR\t1\tu-7",
+    );
+    clickhouse.wait_for(
+        "SELECT currency, revenue, orders, buyers FROM overwatch.plugin_purchase_revenue_daily",
+        "EUR\t129.9\t1\t1",
+    );
+    clickhouse.wait_for(
+        "SELECT url, title, JSONExtractString(properties, 'utm_source') FROM overwatch.events WHERE type = 'pageview'",
+        "https://shop.test/?utm_source=news&email=***\tHello ***\tnews",
+    );
+    clickhouse.wait_for(
+        "SELECT JSONExtractString(properties, 'lcp_rating'), JSONExtractString(properties, 'rating') \
+         FROM overwatch.events WHERE type = 'performance'",
+        "good\tneeds_improvement",
+    );
+    clickhouse.wait_for(
+        "SELECT rating, page_loads FROM overwatch.plugin_web_vitals_rating_ratings_daily",
+        "needs_improvement\t1",
+    );
+    assert_eq!(engine.component("plugins")["state"], "up", "{}", engine.component("plugins"));
 }

@@ -53,3 +53,27 @@ pub fn move_in(bytes: &[u8], home: &Path, file: &str) {
     fs::write(&temporary, bytes).unwrap();
     fs::rename(&temporary, folder(home).join(file)).unwrap();
 }
+
+/// Builds the library of a Rust plugin of this workspace, beside the binary under test.
+pub fn built(package: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_ingestion-engine")).parent().unwrap();
+    let target = folder.parent().unwrap();
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--offline", "--package", package, "--target-dir"])
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    target.join("debug").join(format!("lib{}.so", package.replace('-', "_")))
+}
+
+/// Compiles the sample in C into `folder`.
+pub fn utm(folder: &Path) -> PathBuf {
+    let library = folder.join("utm.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/plugins/utm_c/utm.c");
+    let compiled =
+        Command::new("cc").args(["-std=c11", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).output().unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    library
+}

@@ -18,7 +18,7 @@ for round in $(seq "$rounds"); do
         case $kind in
             none) libraries="" ;;
             redact) libraries=target/release/libredact.so ;;
-            *) libraries=target/release/libnoop_plugin.so ;;
+            *) libraries=target/release/libnoop.so ;;
         esac
         isolation=none
         if [[ $kind == isolated ]]; then isolation=process; fi

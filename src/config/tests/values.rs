@@ -271,3 +271,29 @@ fn every_property_that_the_broker_protects_is_refused() {
         assert!(wrong.contains("not yours to set"), "{property}: {wrong}");
     }
 }
+
+#[test]
+fn plugins_have_tables_of_their_own_and_their_secrets_are_not_shown() {
+    let (config, _) = load(
+        "[plugins]\nallow = [\"2BB80D537B1DA3E38BD30361AA855686BDE0EACD7162FEF6A25FE97BF527A25B\"]\nisolated = [\"shop\"]\n\
+         [plugins.config.shop]\nlimit = 5\nhash_key = \"much too secret\"\n[plugins.config.shop.deep]\non = true\n",
+        &[],
+    );
+    assert_eq!(
+        config.plugins.config["shop"],
+        serde_json::json!({ "limit": 5, "hash_key": "much too secret", "deep": { "on": true } })
+    );
+    assert!(config.plugins.allow.contains("2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"));
+    assert!(config.effective().contains("limit = 5"), "{}", config.effective());
+    assert!(!config.effective().contains("much too secret"), "{}", config.effective());
+    for (wrong, words) in [
+        ("[plugins]\nallow = [\"abc\"]", "\"abc\" is not a SHA-256 sum"),
+        ("[plugins]\nisolated = [\"Shop\"]", "\"Shop\" is not the name of a plugin"),
+        ("[plugins]\nisolation = \"thread\"", "\"none\" or \"process\""),
+        ("[plugins.config]\nshop = 7", "\"shop\" is not a table"),
+        ("[plugins.config.\"no name\"]\na = 1", "\"no name\" is not the name of a plugin"),
+    ] {
+        let errors = errors(wrong, &[]);
+        assert!(errors.len() == 1 && errors[0].contains(words), "{wrong}: {errors:?}");
+    }
+}

@@ -72,8 +72,9 @@ pub fn built(package: &str) -> PathBuf {
 pub fn utm(folder: &Path) -> PathBuf {
     let library = folder.join("utm.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/plugins/utm_c/utm.c");
-    let compiled =
-        Command::new("cc").args(["-std=c11", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).output().unwrap();
+    let include = concat!("-I", env!("CARGO_MANIFEST_DIR"), "/plugins/abi/include");
+    let flags = ["-std=c11", "-shared", "-fPIC", include, "-o"];
+    let compiled = Command::new("cc").args(flags).arg(&library).arg(source).output().unwrap();
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     library
 }

@@ -31,7 +31,7 @@ fn every_key_is_explained_by_a_comment_right_above_it() {
 
 #[test]
 fn the_keys_of_a_tenant_are_explained_and_no_others() {
-    let section = REFERENCE.split("# [[tenants]]").nth(1).unwrap();
+    let section = REFERENCE.split("\n# [[tenants]]\n").nth(1).unwrap();
     let named: BTreeSet<_> = section
         .lines()
         .filter_map(|line| line.strip_prefix("# ")?.split_once(" = "))

@@ -20,7 +20,7 @@ use crate::{
     metrics::OutcomeLabels,
     plugins::{
         Plugins,
-        call::{Fault, Purpose},
+        call::Purpose,
         chain::{Abandoned, Chain, End, Ended},
         set::Set,
         threads::{RunError, Worker},
@@ -101,9 +101,6 @@ async fn sort_with_plugins(
         match plugins.threads().run(job).await {
             Ok(sorted) => return sorted,
             Err(RunError::Abandoned { plugin: name, limit }) => {
-                if let Some(plugin) = set.named(&name) {
-                    plugin.fault(&Fault::Deadline { limit });
-                }
                 abandoned.push(Abandoned { plugin: name, limit });
                 // The thread that hangs holds the body, and what was reserved for it.
                 held = api.inner.budget.reservation();

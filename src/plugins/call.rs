@@ -92,6 +92,12 @@ pub enum Fault {
         /// Exit status or signal.
         how: String,
     },
+    /// It was not called: its process has died again and again, and may not be started again yet.
+    #[error("it was not called: {why}")]
+    Waiting {
+        /// How it died, and how long it waits.
+        why: String,
+    },
     /// It was not called: threads hang in calls of it, and in all plugins together as many as may.
     #[error("it was not called: {leaked} threads hang in it, and no more may; start the engine anew without it")]
     Exhausted {
@@ -110,7 +116,13 @@ impl Fault {
             Self::Deadline { .. } | Self::Abandoned => "deadline",
             Self::Crashed { .. } => "crash",
             Self::Exhausted { .. } => "exhausted",
+            Self::Waiting { .. } => "waiting",
         }
+    }
+
+    /// Whether it is held against the plugin. That it may not be called yet follows from faults which were.
+    pub const fn counts(&self) -> bool {
+        !matches!(self, Self::Waiting { .. })
     }
 }
 

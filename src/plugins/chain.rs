@@ -180,8 +180,11 @@ impl<'a> Chain<'a> {
             let waiting = self.waiting_for(place);
             self.park(&waiting, plugin, &reason)?;
         }
-        for (place, plugin) in self.set.plugins().iter().enumerate() {
+        // As they were sent, before any plugin has changed them: what does not fit is the sender's.
+        for plugin in self.set.plugins() {
             self.check_schemas(plugin);
+        }
+        for (place, plugin) in self.set.plugins().iter().enumerate() {
             let waiting = self.waiting_for(place);
             if waiting.is_empty() {
                 continue;
@@ -191,7 +194,9 @@ impl<'a> Chain<'a> {
                 // This job was given up, and the fault counted, while the call went on: nobody waits for the rest.
                 Err(Fault::Abandoned) => break,
                 Err(fault) => {
-                    plugin.fault(&fault);
+                    if fault.counts() {
+                        plugin.fault(&fault);
+                    }
                     self.park(&waiting, plugin, &fault.to_string())?;
                 }
             }

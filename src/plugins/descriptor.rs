@@ -32,7 +32,7 @@ const MOST_TYPES: usize = 100;
 const MOST_EXAMPLES: usize = 100;
 
 /// Names that would be misread where a plugin's name stands among other words.
-const RESERVED: [&str; 6] = ["all", "any", "engine", "none", "plugin", "plugins"];
+pub(super) const RESERVED: [&str; 6] = ["all", "any", "engine", "none", "plugin", "plugins"];
 
 /// Why a description cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

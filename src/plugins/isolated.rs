@@ -130,6 +130,8 @@ pub struct Isolated {
     /// The one that was used last is used first.
     idle: Mutex<Vec<Process>>,
     deaths: Mutex<Deaths>,
+    /// What a start may take in the middle of a request.
+    restart_limit: Duration,
     calls: Histogram,
 }
 
@@ -155,25 +157,30 @@ impl Isolated {
         metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let calls = metrics.plugin_calls.get_or_create(&PluginLabels::of(&settings.caller.plugin)).clone();
-        let isolated = Self { settings, command, idle: Mutex::default(), deaths: Mutex::default(), calls };
-        let first = isolated.begin()?;
+        let (idle, deaths, restart_limit) = (Mutex::default(), Mutex::default(), LIFECYCLE_DEADLINE);
+        let mut isolated = Self { settings, command, idle, deaths, restart_limit, calls };
+        let began = Instant::now();
+        let first = isolated.begin(LIFECYCLE_DEADLINE)?;
+        isolated.restart_limit = restart_limit_after(began.elapsed());
         isolated.idle.lock().push(first);
         Ok(isolated)
     }
 
     /// A process that waits for a call.
-    fn process(&self) -> Result<Process, StartError> {
+    fn process(&self) -> Result<Process, Fault> {
         while let Some(mut process) = { self.idle.lock().pop() } {
             let Some(how) = process.over() else { return Ok(process) };
             let plugin = &*self.settings.caller.plugin;
             tracing::warn!(plugin, how, "a plugin's process ended while it had nothing to do; another one is started");
             self.died(&process, how);
         }
-        self.deaths.lock().may_start(Instant::now())?;
-        self.begin().inspect_err(|error| self.deaths.lock().died(Instant::now(), error.to_string()))
+        self.deaths.lock().may_start(Instant::now()).map_err(|error| Fault::Waiting { why: error.to_string() })?;
+        let started = self.begin(self.restart_limit);
+        self.deaths.lock().started(Instant::now(), started.as_ref().err());
+        started.map_err(|error| Fault::Crashed { how: crate::error_chain::chain(&error) })
     }
 
-    fn begin(&self) -> Result<Process, StartError> {
+    fn begin(&self, limit: Duration) -> Result<Process, StartError> {
         let Settings { caller, config, limits, memory_bytes, .. } = &self.settings;
         let mut process = Process::spawn((self.command)(), &caller.plugin)?;
         let start = Start {
@@ -185,7 +192,7 @@ impl Isolated {
             config,
         };
         start.write(&mut process.out);
-        let started = process.exchange(LIFECYCLE_DEADLINE, SHORT_ANSWER).and_then(|(kind, body)| {
+        let started = process.exchange(limit, SHORT_ANSWER).and_then(|(kind, body)| {
             let mut body = Reader::new(body);
             self.count(&mut body)?;
             match kind {
@@ -219,7 +226,7 @@ impl Isolated {
         write: impl FnOnce(&mut frame::Writer),
         read: impl FnOnce(Kind, Reader<'_>) -> Result<T, Broken>,
     ) -> Result<T, Fault> {
-        let mut process = self.process().map_err(|error| Fault::Crashed { how: crate::error_chain::chain(&error) })?;
+        let mut process = self.process()?;
         write(&mut process.out);
         let answer = process.exchange(limit, most).and_then(|(kind, body)| {
             let mut body = Reader::new(body);
@@ -304,12 +311,21 @@ impl Backend for Isolated {
     }
 }
 
+/// What a start may take in the middle of a request, given what the first one took: a plugin that needs longer than it used to
+/// hangs, and requests wait for it.
+fn restart_limit_after(first: Duration) -> Duration {
+    (first * 3).clamp(Duration::from_secs(1), LIFECYCLE_DEADLINE)
+}
+
 /// Processes that died before their first answer, in a row.
 #[derive(Default)]
 struct Deaths {
     streak: u32,
     /// When the next one may be started.
     wait_until: Option<Instant>,
+    /// After a death one is started at a time: others would only hang or die beside it, each on a thread that requests wait
+    /// for.
+    starting: bool,
     how: String,
 }
 
@@ -327,10 +343,23 @@ impl Deaths {
         (self.streak, self.wait_until) = (0, None);
     }
 
-    fn may_start(&self, now: Instant) -> Result<(), StartError> {
-        match self.wait_until.map(|until| until.saturating_duration_since(now)) {
-            None | Some(Duration::ZERO) => Ok(()),
-            Some(wait) => Err(StartError::Waiting { streak: self.streak, how: self.how.clone(), wait }),
+    /// Whether one may be started now; it is then to be told with [`Self::started`] how that went.
+    fn may_start(&mut self, now: Instant) -> Result<(), StartError> {
+        let wait = self.wait_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        // The first death may be an accident, and those who come meanwhile need processes of their own.
+        let alone = self.streak > 1;
+        if !wait.is_zero() || alone && self.starting {
+            return Err(StartError::Waiting { streak: self.streak, how: self.how.clone(), wait });
+        }
+        self.starting = alone;
+        Ok(())
+    }
+
+    /// A start has ended.
+    fn started(&mut self, now: Instant, error: Option<&StartError>) {
+        self.starting = false;
+        if let Some(error) = error {
+            self.died(now, error.to_string());
         }
     }
 }

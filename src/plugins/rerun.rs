@@ -31,18 +31,12 @@ impl Rerun for Again {
         let (set, events) = (self.plugins.current(), batch.events.len());
         let wait = |plugin: &str, reason: String| vec![Outcome::Waits { plugin: plugin.to_owned(), reason }; events];
         let job = {
-            let (set, metrics, event_bytes) = (Arc::clone(&set), Arc::clone(&self.metrics), self.event_bytes);
+            let (metrics, event_bytes) = (Arc::clone(&self.metrics), self.event_bytes);
             move |worker: &Worker| run(&set, worker, &batch, event_bytes, &metrics)
         };
         match self.plugins.threads().run(job).await {
             Ok(outcomes) => outcomes,
-            Err(RunError::Abandoned { plugin, limit }) => {
-                let fault = Fault::Deadline { limit };
-                if let Some(plugin) = set.named(&plugin) {
-                    plugin.fault(&fault);
-                }
-                wait(&plugin, fault.to_string())
-            }
+            Err(RunError::Abandoned { plugin, limit }) => wait(&plugin, Fault::Deadline { limit }.to_string()),
             Err(error) => wait("", error.to_string()),
         }
     }

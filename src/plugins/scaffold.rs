@@ -16,6 +16,7 @@ use std::{
 
 use thiserror::Error;
 
+use super::descriptor::RESERVED;
 use crate::event::Types;
 
 /// Most bytes of a name, as the contract has it.
@@ -216,6 +217,9 @@ fn check(name: &str) -> Result<(), String> {
     if Types::BUILT_IN.contains(&name) {
         return Err("it would add an event type of that name, which the engine has already".to_owned());
     }
+    if RESERVED.contains(&name) {
+        return Err("it would be misread where a plugin's name stands among other words".to_owned());
+    }
     if TAKEN.contains(&name) {
         return Err("it is a word of Rust, or of a crate that the plugin needs".to_owned());
     }
@@ -275,6 +279,7 @@ mod tests {
             ("größe", "like \"gr__e\""),
             (&"a".repeat(41), "has 41 bytes, more than the 40 allowed"),
             ("pageview", "which the engine has already"),
+            ("plugins", "would be misread"),
             ("serde", "a word of Rust"),
         ] {
             let error = create(name, parent.path()).unwrap_err().to_string();

@@ -3,8 +3,9 @@
 //!
 //! # Order
 //! An event first goes to the plugin that adds its type, then to those that name the type, then to those that take all
-//! types (what they remove must stay removed); among equals by name. One order of all plugins has these properties for
-//! every type, so that a plugin is called once for all events of a request.
+//! types (what they remove must stay removed); among equals by name. All plugins stand in one order, so that each is called
+//! once for all events of a request. It holds for every type, but for plugins that enrich each other's types in a circle:
+//! the one that would come first without the first rule begins there.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -33,6 +34,7 @@ impl Set {
     /// gone, each with its plugin.
     pub fn new(mut plugins: Vec<Arc<Plugin>>, retired: &BTreeMap<String, String>) -> Self {
         plugins.sort_by(|a, b| place(&a.descriptor).cmp(&place(&b.descriptor)));
+        let plugins = owners_first(plugins);
         let added = plugins.iter().flat_map(|plugin| &plugin.descriptor.adds).map(|added| added.name.as_str());
         let types = Types::new(added, retired.iter().map(|(name, plugin)| (name.as_str(), plugin.as_str())));
         let of = |matches: &dyn Fn(&Descriptor) -> bool| -> Box<[usize]> {
@@ -95,6 +97,22 @@ impl Set {
 fn handles(descriptor: &Descriptor, kind: &str) -> bool {
     descriptor.adds.iter().any(|added| added.name == kind)
         || descriptor.enriches.iter().any(|name| name == kind || name == ALL_TYPES)
+}
+
+/// Moves plugins behind those that add a type which they are given, and changes their order in nothing else. There are few,
+/// and this is done when one comes or goes.
+fn owners_first(mut plugins: Vec<Arc<Plugin>>) -> Vec<Arc<Plugin>> {
+    let mut ordered = Vec::with_capacity(plugins.len());
+    while !plugins.is_empty() {
+        let waits = |plugin: &Arc<Plugin>| {
+            let owners = plugins.iter().filter(|owner| !Arc::ptr_eq(owner, plugin));
+            owners.flat_map(|owner| &owner.descriptor.adds).any(|added| handles(&plugin.descriptor, &added.name))
+        };
+        // In a circle all of them wait.
+        let next = plugins.iter().position(|plugin| !waits(plugin)).unwrap_or(0);
+        ordered.push(plugins.remove(next));
+    }
+    ordered
 }
 
 /// Sorts plugins: the further one reaches, the later it comes.

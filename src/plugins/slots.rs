@@ -124,14 +124,36 @@ impl Drop for Entry {
     }
 }
 
+/// What the process that wrote `path` left there. A file that is no such file is logged: it blames nobody.
+///
+/// # Errors
+/// It cannot be read, or the process that it belongs to still runs.
+pub fn crashes(path: &Path) -> io::Result<Vec<Crash>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let Found { owner, crashes } = match layout::read(&bytes) {
+        Ok(found) => found,
+        Err(problem) => {
+            tracing::warn!(path = %path.display(), problem, "crash slots cannot be read; no plugin is blamed for a crash");
+            return Ok(Vec::new());
+        }
+    };
+    if owner.pid != std::process::id() && owner.runs() {
+        let message = format!("{} is in use by process {}", path.display(), owner.pid);
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
+    }
+    Ok(crashes)
+}
+
 impl Slots {
-    /// Opens `path` for this process, and returns what the process before it left there. A file that is no such file is
-    /// logged and replaced: it blames nobody.
+    /// Opens `path` for this process. What the process before it left there is gone then: ask [`crashes`] first.
     ///
     /// # Errors
-    /// It cannot be read, written or mapped, or the process that it belongs to still runs.
-    pub fn open(path: &Path) -> io::Result<(Arc<Self>, Vec<Crash>)> {
-        let crashes = Self::crashes(path)?;
+    /// It cannot be written or mapped.
+    pub fn open(path: &Path) -> io::Result<Arc<Self>> {
         let beside = path.with_extension("new");
         // Written in full: a mapped page without room on the disk would end the process when it is touched.
         fs::write(&beside, layout::empty(&layout::Owner::this_process()?))?;
@@ -143,28 +165,7 @@ impl Slots {
             callers: Mutex::new(Callers { known: HashMap::new(), free: (1..=CALLERS).rev().collect() }),
             free: Mutex::new((0..SLOTS).rev().collect()),
         };
-        Ok((Arc::new(slots), crashes))
-    }
-
-    /// What the process before this one left.
-    fn crashes(path: &Path) -> io::Result<Vec<Crash>> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let Found { owner, crashes } = match layout::read(&bytes) {
-            Ok(found) => found,
-            Err(problem) => {
-                tracing::warn!(path = %path.display(), problem, "crash slots cannot be read; no plugin is blamed for a crash");
-                return Ok(Vec::new());
-            }
-        };
-        if owner.pid != std::process::id() && owner.runs() {
-            let message = format!("{} is in use by process {}", path.display(), owner.pid);
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
-        }
-        Ok(crashes)
+        Ok(Arc::new(slots))
     }
 
     /// The place of `caller` in the table of callers; one for all who ask while one of them keeps it. None when the table

@@ -9,9 +9,10 @@
 //! - **A call past its deadline is given up, not stopped**: no thread can be stopped from outside without breaking the
 //!   process. Its waiter is answered, its thread is *leaked*, and another one takes its place, so that capacity stays.
 //!   When the call returns after all, what it returned is thrown away and the thread ends.
-//! - **At the most allowed leaked threads no plugin in which one hangs is entered any more** ([`Fault::Exhausted`]) until
-//!   one comes back; the others go on. Calls that were under way when a plugin's first one was given up may hang too, so
-//!   beyond the most allowed there are at most `threads` for each further plugin.
+//! - **At the most allowed leaked threads no file of a plugin in which one hangs is entered any more**
+//!   ([`Fault::Exhausted`]) until one comes back; the others go on, and so does another file of the same plugin, which may
+//!   be the mended one. Calls that were under way when a file's first one was given up may hang too, so beyond the most
+//!   allowed there are at most `threads` for each further file.
 //! - **The deadline counts the plugin's own time.** Waiting for a processor does not count where the kernel tells it
 //!   (`schedstat`), nor does time in which the watchdog did not run either (a stopped process, a paused machine). Waiting
 //!   for anything else does.
@@ -46,7 +47,7 @@ pub struct Settings {
 }
 
 /// Who is in a call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Caller {
     /// The plugin's name.
     pub plugin: Arc<str>,
@@ -115,6 +116,11 @@ impl Threads {
         let (answer, answered) = oneshot::channel();
         self.handle.pool.give(Job::new(answer, job));
         answered.await.unwrap_or(Err(RunError::Closed))
+    }
+
+    /// Has `hook` told of every call that is given up, whoever waits for it, before they are told. Once.
+    pub fn on_given_up(&self, hook: impl Fn(&Caller, Duration) + Send + Sync + 'static) {
+        self.handle.pool.on_given_up(Box::new(hook));
     }
 
     /// Threads that hang in abandoned calls now.

@@ -77,6 +77,10 @@ impl Home {
     }
 
     async fn start_with(&self, faults: FaultWindow) -> Node {
+        self.start_with_deadline(faults, Duration::from_secs(10)).await
+    }
+
+    async fn start_with_deadline(&self, faults: FaultWindow, deadline: Duration) -> Node {
         let settings = Settings {
             dir: folder(self.path()),
             data_dir: self.data(),
@@ -84,7 +88,7 @@ impl Home {
             allow: self.allow.clone(),
             mode: self.mode,
             isolation: Isolation { all: self.isolated, named: BTreeSet::new(), bytes: 1 << 30 },
-            deadline: Deadline { base: Duration::from_secs(10), per_event: Duration::ZERO },
+            deadline: Deadline { base: deadline, per_event: Duration::ZERO },
             threads: threads::Settings { threads: 2, leaked: 2 },
             faults,
             limits: Limits { event_bytes: 256 << 10 },
@@ -157,12 +161,25 @@ impl Node {
 
 async fn call(plugins: &Plugins, plugin: Arc<Plugin>, what: &str) -> Result<Verdict, Fault> {
     let json = json!({ "type": plugin.name(), "do": what }).to_string();
+    call_with(plugins, plugin, json).await.unwrap()
+}
+
+async fn hang(plugins: &Plugins, plugin: Arc<Plugin>) -> Result<Result<Verdict, Fault>, threads::RunError> {
+    let json = json!({ "type": plugin.name(), "do": "hang" }).to_string();
+    call_with(plugins, plugin, json).await
+}
+
+async fn call_with(
+    plugins: &Plugins,
+    plugin: Arc<Plugin>,
+    json: String,
+) -> Result<Result<Verdict, Fault>, threads::RunError> {
     let job = move |worker: &threads::Worker| {
         let events = [Input { json: &json, kind: plugin.name(), id: EventId(Uuid::now_v7()) }];
         let call = Call { tenant: TenantId(Uuid::nil()), received_at_ms: 0, purpose: Purpose::LIVE, events: &events };
         plugin.process(worker, &call).map(|mut verdicts| verdicts.remove(0))
     };
-    plugins.threads().run(job).await.unwrap()
+    plugins.threads().run(job).await
 }
 
 async fn version_of(plugins: &Plugins, plugin: Arc<Plugin>) -> Option<String> {
@@ -330,6 +347,87 @@ async fn only_allowed_sums_are_used() {
     let refusal = node.wait_for_refusal("pilot.so");
     assert!(refusal.contains("plugins.allow does not list"), "{refusal}");
     assert_eq!(node.version("pilot").await.as_deref(), Some("1"));
+    node.stop().await;
+
+    // What was in use and is not listed any more stands without code, and no command brings it back.
+    home.allow = BTreeSet::from(["0".repeat(64)]);
+    let node = home.start().await;
+    assert!(!node.plugin("pilot").unwrap().is_loaded());
+    let refused = node.plugins.resume("pilot".to_owned()).await.unwrap_err().to_string();
+    assert!(refused.contains("plugins.allow does not list"), "{refused}");
+    assert!(!node.plugin("pilot").unwrap().is_loaded());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_put_back_as_it_was_is_loaded_again() {
+    let home = Home::new();
+    let good = home.made("pilot", "1", &[]);
+    move_in(&good, home.path(), "pilot.so");
+    home.start().await.stop().await;
+    fs::write(home.file("pilot.so"), b"no library").unwrap();
+    for entry in fs::read_dir(home.data().join("plugin-state/libraries")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let node = home.start().await;
+    assert!(!node.plugin("pilot").unwrap().is_loaded());
+    // The very bytes that were in use before, and no command.
+    move_in(&good, home.path(), "pilot.so");
+    eventually("it is loaded", || node.plugin("pilot").unwrap().is_loaded());
+    assert_eq!(node.version("pilot").await.as_deref(), Some("1"));
+    node.wait_for_health(State::Up);
+    assert_eq!(node.listed("pilot.so").len(), 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_no_more_threads_may_hang_a_mended_file_is_still_taken() {
+    let home = Home::new();
+    let library = home.made("pilot", "1", &[]);
+    move_in(&library, home.path(), "pilot.so");
+    // As many threads as may hang, and more faults than those before the plugin is quarantined.
+    let node =
+        home.start_with_deadline(FaultWindow::new(100, Duration::from_secs(3600)), Duration::from_millis(50)).await;
+    while !node.plugins.threads().is_exhausted() {
+        let plugin = node.plugin("pilot").unwrap();
+        let hung = hang(&node.plugins, plugin).await;
+        assert!(matches!(hung, Err(threads::RunError::Abandoned { .. })), "{hung:?}");
+    }
+    assert!(matches!(call(&node.plugins, node.plugin("pilot").unwrap(), "").await, Err(Fault::Exhausted { .. })));
+    assert!(node.metrics.render().contains("ingestion_plugin_faults_total{plugin=\"pilot\",kind=\"deadline\"} 2"));
+    let mended = [library.as_slice(), b"mended"].concat();
+    let before = node.plugin("pilot").unwrap().caller.sha256.clone();
+    move_in(&mended, home.path(), "pilot.so");
+    eventually("the mended file is in use", || node.plugin("pilot").unwrap().caller.sha256 != before);
+    assert_eq!(node.version("pilot").await.as_deref(), Some("1"));
+    node.stop().await;
+}
+
+/// A library that was built for contract 1.0, as somebody still has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_of_the_first_contract_is_checked_loaded_and_called() {
+    let home = Home::new();
+    let node = home.start().await;
+    let library = home.path().join("legacy.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/plugins/v1_0/plugin.c");
+    let flags = ["-std=c11", "-shared", "-fPIC", "-o"];
+    let compiled = std::process::Command::new("cc").args(flags).arg(&library).arg(source).status().unwrap();
+    assert!(compiled.success());
+    move_in(&fs::read(&library).unwrap(), home.path(), "legacy.so");
+    node.wait_for_version("legacy", "1.0");
+    let says = async |what: &str| {
+        let json = format!("{{\"type\":\"legacy_note\",\"say\":\"{what}\"}}");
+        call_with(&node.plugins, node.plugin("legacy").unwrap(), json).await.unwrap()
+    };
+    assert_eq!(says("keep").await, Ok(Verdict::Keep));
+    assert_eq!(
+        says("replace").await,
+        Ok(Verdict::Replace("{\"type\":\"legacy_note\",\"say\":\"replaced\"}".to_owned()))
+    );
+    assert!(matches!(says("reject").await, Ok(Verdict::Reject { code, .. }) if code == "told_to"));
+    assert!(matches!(says("drop").await, Ok(Verdict::Drop { reason }) if reason == "told_to"));
+    assert!(matches!(says("fail").await, Err(Fault::Failed { .. })));
+    assert_eq!(node.health().state, State::Up);
     node.stop().await;
 }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::support::{
     engine::{Answer, Engine, Setup, eventually},
     load::{Load, Sent},
-    plugins::{built, copy_bytes_in, copy_in, folder, move_in, pilot, utm},
+    plugins::{built, copy_bytes_in, copy_in, folder, move_in, pilot, scaffolded, utm},
 };
 
 /// What `plugins list --json` says of the plugin `name`.
@@ -238,6 +238,44 @@ fn in_a_process_of_its_own_a_plugin_crashes_alone() {
     for (reason, part) in reasons.lines().zip(["SIGSEGV", "SIGABRT", "did not return", "not usable", "as told"]) {
         assert!(reason.contains(part), "{reason} names {part}");
     }
+}
+
+/// What README, "Write a plugin", does, and then a mistake in it.
+#[test]
+fn a_plugin_goes_from_nothing_to_a_row_and_its_panic_costs_no_event() {
+    let (home, made) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let setup = Setup::new(home.path());
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    let (status, text) = setup.run(&format!("plugins new newcomer --path {}", made.path().display()));
+    assert!(status.success(), "{text}");
+    let crate_dir = made.path().join("newcomer");
+    copy_in(&scaffolded(&crate_dir), home.path(), "libnewcomer.so");
+    let event =
+        || json!({ "id": Uuid::now_v7(), "type": "newcomer", "label": " Pro", "value": 12.5, "user_id": "u-7" });
+    eventually("its type is known", || send(&engine, &event()).status == 200);
+    clickhouse.wait_for(
+        "SELECT any(label), any(label_key), any(value), any(user_id) FROM overwatch.plugin_newcomer_events",
+        " Pro\tpro\t12.5\tu-7",
+    );
+
+    let source = crate_dir.join("src/lib.rs");
+    let text = fs::read_to_string(&source).unwrap();
+    let place = "let fields: NewcomerEvent = event.parse()?;";
+    assert!(text.contains(place), "{text}");
+    fs::write(&source, text.replace(place, &format!("{place} assert!(fields.value < 100.0, \"too much\");"))).unwrap();
+    let loaded = || engine.metric_or_zero("ingestion_plugin_loads_total{result=\"loaded\"}");
+    let before = loaded();
+    copy_in(&scaffolded(&crate_dir), home.path(), "libnewcomer.so");
+    eventually("the new file is in use", || loaded() > before);
+    let mut large = event();
+    large["value"] = json!(500);
+    let answer = send(&engine, &large);
+    assert_eq!((answer.status, &answer.json()["events_parked"]), (200, &json!(1)), "{}", answer.text);
+    assert_eq!(send(&engine, &event()).json()["events_parked"], Value::Null);
+    clickhouse.wait_for("SELECT count() FROM overwatch.parked_events", "1");
+    let reason = clickhouse.query("SELECT reason FROM overwatch.parked_events");
+    assert!(reason.contains("it panicked") && reason.contains("too much"), "{reason}");
 }
 
 #[test]

@@ -44,7 +44,8 @@ impl Verdict {
         Rejection::new(code, detail).into()
     }
 
-    /// It is not wanted, and its sender is told "accepted". `reason` has the form of a code; the engine counts by it.
+    /// It is not wanted, and its sender is told "accepted". `reason` has the form of a code, and is in the
+    /// engine's log at level debug; the engine counts what a plugin drops.
     pub fn drop(reason: impl Into<Cow<'static, str>>) -> Self {
         Self(Kind::Drop(reason.into()))
     }

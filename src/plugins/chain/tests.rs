@@ -167,6 +167,28 @@ fn events_that_no_plugin_is_given_are_not_taken() {
 }
 
 #[test]
+fn who_adds_a_type_comes_before_who_enriches_it_whatever_else_both_do() {
+    let names = |descriptors: &[serde_json::Value]| {
+        let plugins = descriptors.iter().map(|descriptor| plugin(descriptor, keep).plugin).collect();
+        let set = Set::new(plugins, &BTreeMap::new());
+        set.plugins().iter().map(|plugin| plugin.name().to_owned()).collect::<Vec<_>>()
+    };
+    let both = |name: &str, adds: &str, enriches: &str| {
+        let mut descriptor = adding(name, adds, &json!({}));
+        descriptor["enriches"] = json!([enriches]);
+        descriptor
+    };
+    assert_eq!(names(&[enriching("alpha", &["order"]), both("shop", "order", "pageview")]), ["shop", "alpha"]);
+    assert_eq!(names(&[enriching("redact", &["*"]), both("zoo", "animal", "*")]), ["zoo", "redact"]);
+    assert_eq!(
+        names(&[both("zoo", "animal", "*"), enriching("redact", &["*"]), enriching("a", &["animal", "click"])]),
+        ["zoo", "a", "redact"]
+    );
+    // A circle begins with the first by name.
+    assert_eq!(names(&[both("b", "two", "one"), both("a", "one", "two")]), ["a", "b"]);
+}
+
+#[test]
 fn an_event_is_held_against_its_schema_before_the_plugin_sees_it() {
     let schema = json!({ "properties": { "total": { "type": "number" } }, "required": ["total"] });
     let order = plugin(&adding("order", "order", &schema), keep);

@@ -198,10 +198,21 @@ fn too_much_memory_ends_the_child_alone() {
 
 #[test]
 fn a_hang_is_ended_and_names_its_step() {
-    let hang: Fixture = plugin(&[("ON_EVENT", "for (;;) pause()")]);
-    // Long enough for a loaded machine to come as far as that.
-    let error = check_for(&hang.path, Duration::from_secs(8)).unwrap_err();
-    assert_eq!(error.to_string(), "it hung: after 8s the step \"trial run\" was still being taken");
+    let hang = "for (;;) pause()";
+    for (part, code, step) in [
+        ("DESCRIBE", "for (;;) pause(); return text(DESCRIPTION)", Step::Describe),
+        ("CREATE", hang, Step::Create),
+        ("ON_EVENT", hang, Step::Trial),
+        ("FREE", hang, Step::Trial),
+        ("HEALTH", "for (;;) pause(); return INGESTION_STATUS_OK", Step::Health),
+        ("DESTROY", hang, Step::Destroy),
+    ] {
+        let hanging: Fixture = plugin(&[(part, code)]);
+        // Long enough for a loaded machine to come as far as that.
+        let error = check_for(&hanging.path, Duration::from_secs(6)).unwrap_err();
+        let words = format!("it hung: after 6s the step \"{step}\" was still being taken");
+        assert_eq!(error.to_string(), words, "{part}");
+    }
 }
 
 #[test]

@@ -239,8 +239,11 @@ fn early_deaths_make_the_next_start_wait() {
     for _ in 0..2 {
         assert_eq!(rig.call(&["segfault"], LONG), Err(Fault::Crashed { how: "SIGSEGV".to_owned() }));
     }
-    let Err(Fault::Crashed { how }) = rig.call(&["nothing"], LONG) else { panic!("started at once") };
-    let begins = "its process has died 2 times in a row before its first answer, the last time: SIGSEGV";
+    let Err(fault @ Fault::Waiting { .. }) = rig.call(&["nothing"], LONG) else { panic!("started at once") };
+    assert!(!fault.counts(), "it follows from faults that were counted");
+    let how = fault.to_string();
+    let begins =
+        "it was not called: its process has died 2 times in a row before its first answer, the last time: SIGSEGV";
     assert!(how.starts_with(begins), "{how}");
 }
 
@@ -258,6 +261,10 @@ fn waits_double_up_to_a_limit_and_end_with_an_answer() {
         });
     }
     assert_eq!(waits, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
+    assert!(deaths.may_start(now + LAST_WAIT).is_ok());
+    // One at a time, as long as none has answered.
+    assert!(deaths.may_start(now + LAST_WAIT).is_err());
+    deaths.started(now, None);
     assert!(deaths.may_start(now + LAST_WAIT).is_ok());
     deaths.answered();
     assert!(deaths.may_start(now).is_ok());

@@ -25,6 +25,7 @@ use crate::{
     health::Component,
     metrics::{LoadLabels, Metrics},
     plugins::{
+        call::Fault,
         folder::{Folder, Stamp},
         plugin::Plugin,
         slots::{self, Crash, Slots, signal_name},
@@ -129,16 +130,29 @@ impl Actor {
             Mode::DeclareOnly => None,
             Mode::Run => {
                 let path = state_dir.join("calls");
-                let (slots, crashes) = Slots::open(&path).map_err(|source| StartError::Slots { path, source })?;
-                remember(&mut file.state, crashes, now);
+                let unusable = |source| StartError::Slots { path: path.clone(), source };
+                remember(&mut file.state, slots::crashes(&path).map_err(unusable)?, now);
+                // Before the file that names them is replaced, and before anything is loaded: what the slots have told
+                // must outlive whatever comes next.
+                file.save()?;
+                let slots = Slots::open(&path).map_err(unusable)?;
                 slots::install_handlers().map_err(StartError::Handlers)?;
                 Some(slots)
             }
         };
         let threads =
             Threads::start(settings.threads, slots, Arc::clone(&parts.metrics)).map_err(StartError::Threads)?;
+        // A plugin that is asked how it is, or anything of which the waiting client has gone, hangs as well.
+        let plugins = Arc::downgrade(&shared);
+        threads.on_given_up(move |caller, limit| {
+            let set = plugins.upgrade().map(|shared| shared.set.load_full());
+            let plugin = set.as_ref().and_then(|set| set.named(&caller.plugin));
+            // What another file of it did, before or while it was loaded, is not its fault.
+            if let Some(plugin) = plugin.filter(|plugin| plugin.caller == *caller) {
+                plugin.fault(&Fault::Deadline { limit });
+            }
+        });
         file.state.forget(now);
-        // Before anything is loaded: what the slots have told must outlive a crash while loading.
         file.save()?;
         folder.forget_copies(&file.state.files.values().map(|known| known.sha256.as_str()).collect());
 
@@ -263,6 +277,12 @@ impl Actor {
 }
 
 impl Used {
+    /// Whether it only stands for its name, because it could not be loaded. One that is quarantined need not be loaded.
+    fn lacks_code(&self, mode: Mode, state: &State) -> bool {
+        let (name, sha256) = (self.plugin.name(), &self.plugin.caller.sha256);
+        mode == Mode::Run && !self.plugin.is_loaded() && state.quarantine(name, sha256).is_none()
+    }
+
     fn known(&self) -> Known {
         Known {
             plugin: self.plugin.name().to_owned(),

@@ -69,6 +69,14 @@ fn wrong(error: &dyn std::error::Error) -> Refusal {
     Refusal::Wrong(chain(error))
 }
 
+/// What a call for loading did wrong. That too many threads hang passes when one comes back.
+fn faulted(fault: &Fault) -> Refusal {
+    match fault {
+        Fault::Exhausted { .. } => Refusal::Passing(fault.to_string()),
+        _ => wrong(fault),
+    }
+}
+
 fn caller(copied: &Copied, descriptor: &Descriptor) -> Caller {
     Caller { plugin: descriptor.name.as_str().into(), sha256: copied.sha256.as_str().into() }
 }
@@ -124,9 +132,11 @@ impl Loader {
             configs: self.config.iter().map(|(name, config)| (name.clone(), config.clone())).collect(),
             limits: self.limits,
         };
-        let report = check::check_in_child(&self.program, path, &request).map_err(|error| match error {
-            // Nothing is said of the plugin.
+        let report = check::check_in_child(&self.program, path, &request).map_err(|error| match &error {
+            // Nothing is said of the plugin. Nothing in it can raise SIGKILL but by asking for it: it is the kernel's, out of
+            // memory, or somebody's.
             CheckError::Start(_) | CheckError::Garbled { .. } => Refusal::Passing(chain(&error)),
+            CheckError::Crashed { signal, .. } if signal == "SIGKILL" => Refusal::Passing(chain(&error)),
             _ => wrong(&error),
         })?;
         for warning in report.warnings() {
@@ -168,7 +178,7 @@ impl Loader {
         let job = move |worker: &Worker| {
             // Opening runs the library's constructors.
             let opened = worker.call(&caller, LIFECYCLE_DEADLINE, || Library::open(&path));
-            let library = opened.map_err(|fault| wrong(&fault))?.map_err(|error| wrong(&error))?;
+            let library = opened.map_err(|fault| faulted(&fault))?.map_err(|error| wrong(&error))?;
             Instance::create(worker, caller, &library, host, &config, limits).map_err(|error| wrong(&error))
         };
         let instance = self.runtime.block_on(self.threads.run(job)).map_err(|error| wrong(&error))??;

@@ -12,7 +12,7 @@ fn caller(plugin: &str, sha256: char) -> Caller {
 fn crashed(plugin: &str) -> Vec<u8> {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("calls");
-    let (slots, _) = Slots::open(&path).unwrap();
+    let (slots, _) = open(&path).unwrap();
     let entry = slots.entry(&caller(plugin, 'a')).unwrap();
     let slot = slots.map.layout().slot(0).unwrap();
     slot.caller.store(entry.number(), std::sync::atomic::Ordering::Relaxed);
@@ -20,25 +20,31 @@ fn crashed(plugin: &str) -> Vec<u8> {
     fs::read(&path).unwrap()
 }
 
+/// What the process before this one left at `path`, and the file of this one in its place.
+fn open(path: &Path) -> io::Result<(Arc<Slots>, Vec<Crash>)> {
+    let crashes = crashes(path)?;
+    Ok((Slots::open(path)?, crashes))
+}
+
 #[test]
 fn a_mark_is_read_back_once() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("calls");
     fs::write(&path, crashed("purchase")).unwrap();
-    let (slots, crashes) = Slots::open(&path).unwrap();
+    let (slots, crashes) = open(&path).unwrap();
     let at = Timestamp::from_second(1).unwrap();
     let crash = Crash { plugin: "purchase".to_owned(), sha256: "a".repeat(64), signal: 11, at };
     assert_eq!(crash.to_string(), "SIGSEGV in plugin purchase at 1970-01-01T00:00:01Z");
     assert_eq!(crashes, [crash]);
     drop(slots);
-    assert_eq!(Slots::open(&path).unwrap().1, []);
+    assert_eq!(open(&path).unwrap().1, []);
 }
 
 #[test]
 fn a_slot_outside_of_a_call_is_not_marked_and_the_first_mark_stays() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("calls");
-    let (slots, _) = Slots::open(&path).unwrap();
+    let (slots, _) = open(&path).unwrap();
     let entry = slots.entry(&caller("a", 'a')).unwrap();
     let seat = Seat::take(&slots).unwrap();
     let slot = slots.map.layout().slot(0).unwrap();
@@ -46,7 +52,7 @@ fn a_slot_outside_of_a_call_is_not_marked_and_the_first_mark_stays() {
     seat.enter(entry.number());
     slot.mark(8, 2000);
     slot.mark(6, 3000);
-    let (_, crashes) = Slots::open(&path).unwrap();
+    let (_, crashes) = open(&path).unwrap();
     assert_eq!(crashes.iter().map(|crash| crash.signal).collect::<Vec<_>>(), [8]);
     seat.leave();
 }
@@ -54,7 +60,7 @@ fn a_slot_outside_of_a_call_is_not_marked_and_the_first_mark_stays() {
 #[test]
 fn entries_are_shared_while_kept_and_used_again_after() {
     let home = tempfile::tempdir().unwrap();
-    let (slots, _) = Slots::open(&home.path().join("calls")).unwrap();
+    let (slots, _) = open(&home.path().join("calls")).unwrap();
     let first = slots.entry(&caller("a", 'a')).unwrap();
     // By value: another load of the same file.
     assert_eq!(slots.entry(&caller("a", 'a')).unwrap().number(), first.number());
@@ -77,7 +83,7 @@ fn entries_are_shared_while_kept_and_used_again_after() {
 #[test]
 fn slots_are_given_back() {
     let home = tempfile::tempdir().unwrap();
-    let (slots, _) = Slots::open(&home.path().join("calls")).unwrap();
+    let (slots, _) = open(&home.path().join("calls")).unwrap();
     let all: Vec<_> = (0..layout::SLOTS).map(|_| Seat::take(&slots).unwrap()).collect();
     assert!(Seat::take(&slots).is_none());
     // Each has kept what the thread had before it.
@@ -121,7 +127,7 @@ fn what_is_no_file_of_slots_blames_nobody() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("calls");
     fs::write(&path, b"something else").unwrap();
-    assert_eq!(Slots::open(&path).unwrap().1, []);
+    assert_eq!(open(&path).unwrap().1, []);
     assert_eq!(fs::read(&path).unwrap().len(), layout::SIZE, "replaced");
 }
 
@@ -136,10 +142,10 @@ fn the_file_of_a_process_that_runs_is_refused() {
     file[12..16].copy_from_slice(&1_u32.to_le_bytes());
     file[16..24].copy_from_slice(&began.to_le_bytes());
     fs::write(&path, &file).unwrap();
-    let error = Slots::open(&path).err().unwrap();
+    let error = open(&path).err().unwrap();
     assert!(error.to_string().ends_with("calls is in use by process 1"), "{error}");
     // The same id, but of a process that began at another time: it has ended.
     file[16..24].copy_from_slice(&(began + 1).to_le_bytes());
     fs::write(&path, &file).unwrap();
-    assert_eq!(Slots::open(&path).unwrap().1.len(), 1);
+    assert_eq!(open(&path).unwrap().1.len(), 1);
 }

@@ -5,17 +5,18 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::{
-    RunError, Settings,
+    Caller, RunError, Settings,
     watch::{Watch, Watched},
     watchdog::Alarm,
     worker::Worker,
@@ -32,6 +33,9 @@ pub(super) trait Waiter: Send + Sync {
     /// Whether nobody waits any more.
     fn is_gone(&self) -> bool;
 }
+
+/// Is told who did not return within what.
+pub(super) type GivenUpHook = Box<dyn Fn(&Caller, Duration) + Send + Sync>;
 
 type Answer<T> = Mutex<Option<oneshot::Sender<Result<T, RunError>>>>;
 
@@ -93,7 +97,8 @@ pub(super) struct Pool {
     /// Threads ever begun, for their names.
     begun: AtomicUsize,
     leaked: AtomicUsize,
-    leaked_by: Mutex<HashMap<Arc<str>, usize>>,
+    leaked_by: Mutex<HashMap<Caller, usize>>,
+    given_up: OnceLock<GivenUpHook>,
 }
 
 impl Pool {
@@ -111,6 +116,7 @@ impl Pool {
             begun: AtomicUsize::new(0),
             leaked: AtomicUsize::new(0),
             leaked_by: Mutex::default(),
+            given_up: OnceLock::new(),
         })
     }
 
@@ -195,16 +201,33 @@ impl Pool {
     }
 
     pub(super) fn leaked_by(&self, plugin: &str) -> usize {
-        self.leaked_by.lock().get(plugin).copied().unwrap_or(0)
+        let leaked_by = self.leaked_by.lock();
+        leaked_by.iter().filter(|(caller, _)| *caller.plugin == *plugin).map(|(_, leaked)| leaked).sum()
+    }
+
+    /// Threads that hang in this very file: another one of the same plugin may be the mended one.
+    pub(super) fn leaked_in(&self, caller: &Caller) -> usize {
+        self.leaked_by.lock().get(caller).copied().unwrap_or(0)
+    }
+
+    /// Who is to be told of every call that is given up. The first one stays.
+    pub(super) fn on_given_up(&self, hook: GivenUpHook) {
+        self.given_up.get_or_init(|| hook);
+    }
+
+    pub(super) fn tell_given_up(&self, caller: &Caller, limit: Duration) {
+        if let Some(hook) = self.given_up.get() {
+            hook(caller, limit);
+        }
     }
 
     pub(super) fn is_exhausted(&self) -> bool {
         self.leaked() >= self.settings.leaked
     }
 
-    /// A thread hangs in `plugin`. Under the lock of `threads`, in which the call was given up.
-    pub(super) fn leak(&self, plugin: &Arc<str>) {
-        *self.leaked_by.lock().entry(Arc::clone(plugin)).or_default() += 1;
+    /// A thread hangs in `caller`. Under the lock of `threads`, in which the call was given up.
+    pub(super) fn leak(&self, caller: &Caller) {
+        *self.leaked_by.lock().entry(caller.clone()).or_default() += 1;
         self.leaked.fetch_add(1, Ordering::Relaxed);
         self.live.fetch_sub(1, Ordering::Relaxed);
         self.metrics.plugin_threads_leaked.inc();
@@ -214,18 +237,21 @@ impl Pool {
     pub(super) fn returned(&self, watch: &Watch) {
         // The watchdog counts under this lock: not before it has counted.
         let threads = self.threads.lock();
-        let plugin = watch.plugin();
+        let Some(caller) = watch.caller() else { return };
         let mut leaked_by = self.leaked_by.lock();
-        if let Some(leaked) = leaked_by.get_mut(&plugin) {
+        if let Some(leaked) = leaked_by.get_mut(&caller) {
             *leaked -= 1;
             if *leaked == 0 {
-                leaked_by.remove(&plugin);
+                leaked_by.remove(&caller);
             }
         }
         self.leaked.fetch_sub(1, Ordering::Relaxed);
         self.metrics.plugin_threads_leaked.dec();
         drop(leaked_by);
         drop(threads);
-        tracing::info!(plugin = &*plugin, "a plugin's call that was given up has returned; its result is thrown away");
+        tracing::info!(
+            plugin = &*caller.plugin,
+            "a plugin's call that was given up has returned; its result is thrown away"
+        );
     }
 }

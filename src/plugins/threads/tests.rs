@@ -126,9 +126,35 @@ async fn at_the_most_leaked_threads_the_plugin_that_hangs_is_not_entered_and_the
     let (one, two) = tokio::join!(refused(), refused());
     assert_eq!((one, two), (Ok(Err(Fault::Exhausted { leaked: 1 })), Ok(Err(Fault::Exhausted { leaked: 1 }))));
     assert_eq!(threads.run(|worker| worker.call(&caller("other"), LONG, || 7)).await.unwrap(), Ok(7));
+    // Another file of the same plugin, which may be the mended one.
+    let mended = Caller { plugin: "slow".into(), sha256: "1".repeat(64).into() };
+    assert_eq!(threads.run(move |worker| worker.call(&mended, LONG, || 7)).await.unwrap(), Ok(7));
+    assert_eq!(threads.leaked_by("slow"), 1);
     drop(release);
     until(|| !threads.is_exhausted()).await;
     assert_eq!(threads.run(|worker| worker.call(&caller("slow"), LONG, || 7)).await.unwrap(), Ok(7));
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_is_told_of_although_nobody_waits() {
+    let threads = start(1, 8);
+    let told = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&told);
+    threads.on_given_up(move |caller, limit| seen.lock().push((caller.plugin.to_string(), limit)));
+    let (release, wait) = mpsc::channel::<()>();
+    let (began, begun) = mpsc::channel();
+    let mut job = Box::pin(threads.run(move |worker| {
+        worker.call(&caller("slow"), SHORT, || {
+            began.send(()).unwrap();
+            wait.recv()
+        })
+    }));
+    tokio::select! { biased; _ = &mut job => panic!("it hangs"), () = std::future::ready(()) => {} }
+    begun.recv().unwrap();
+    drop(job);
+    until(|| !told.lock().is_empty()).await;
+    assert_eq!(*told.lock(), [("slow".to_owned(), SHORT)]);
+    drop(release);
 }
 
 #[tokio::test]

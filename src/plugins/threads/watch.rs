@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::pool::Waiter;
+use super::{Caller, pool::Waiter};
 
 /// Lowest bits of [`Watch::word`]; above them stands the call's number.
 const IN_CALL: u64 = 1;
@@ -25,10 +25,10 @@ pub(super) struct Watch {
     word: AtomicU64,
     /// What the call may take, nanoseconds.
     limit: AtomicU64,
-    /// Which of `names` is in call.
-    name: AtomicUsize,
-    /// Plugins that were called on this thread. Grows only; locked at a plugin's first call.
-    names: Mutex<Vec<Arc<str>>>,
+    /// Which of `callers` is in call.
+    caller: AtomicUsize,
+    /// Plugins that were called on this thread. Locked at the first call of a plugin's file.
+    callers: Mutex<Vec<Caller>>,
     waiter: Mutex<Option<Arc<dyn Waiter>>>,
     /// Kept open: opened on the thread, it speaks of that thread whoever reads it.
     schedstat: Option<File>,
@@ -40,8 +40,8 @@ impl Watch {
         Self {
             word: AtomicU64::new(0),
             limit: AtomicU64::new(0),
-            name: AtomicUsize::new(0),
-            names: Mutex::default(),
+            caller: AtomicUsize::new(0),
+            callers: Mutex::default(),
             waiter: Mutex::default(),
             // Not there in every kernel: then the deadline is wall time.
             schedstat: File::open("/proc/thread-self/schedstat").ok(),
@@ -58,17 +58,24 @@ impl Watch {
         *self.waiter.lock() = None;
     }
 
-    /// Makes a name known; returns its place.
-    pub(super) fn add_name(&self, name: Arc<str>) -> usize {
-        let mut names = self.names.lock();
-        names.push(name);
-        names.len() - 1
+    /// Makes a caller known; returns its place.
+    pub(super) fn add_caller(&self, caller: Caller) -> usize {
+        let mut callers = self.callers.lock();
+        callers.push(caller);
+        callers.len() - 1
+    }
+
+    /// Puts another file of a plugin in the place of the one before. Outside of calls.
+    pub(super) fn replace_caller(&self, place: usize, caller: Caller) {
+        if let Some(known) = self.callers.lock().get_mut(place) {
+            *known = caller;
+        }
     }
 
     /// The thread enters a plugin; `number` is not used twice. Sequentially consistent, see [`super::watchdog::Alarm`].
-    pub(super) fn enter(&self, number: u64, name: usize, limit: Duration) {
+    pub(super) fn enter(&self, number: u64, caller: usize, limit: Duration) {
         self.limit.store(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX), Ordering::Release);
-        self.name.store(name, Ordering::Release);
+        self.caller.store(caller, Ordering::Release);
         self.word.store(number << NUMBER_SHIFT | IN_CALL, Ordering::SeqCst);
     }
 
@@ -87,9 +94,9 @@ impl Watch {
         self.word.load(Ordering::SeqCst) & IN_CALL != 0
     }
 
-    /// Which plugin is in call, or was last.
-    pub(super) fn plugin(&self) -> Arc<str> {
-        self.names.lock().get(self.name.load(Ordering::Acquire)).cloned().unwrap_or_default()
+    /// Who is in call, or was last.
+    pub(super) fn caller(&self) -> Option<Caller> {
+        self.callers.lock().get(self.caller.load(Ordering::Acquire)).cloned()
     }
 
     /// How long this thread has waited for a processor in all its life.
@@ -103,7 +110,7 @@ impl Watch {
 
 /// A call that was given up.
 pub(super) struct GivenUp {
-    pub(super) plugin: Arc<str>,
+    pub(super) caller: Caller,
     pub(super) limit: Duration,
     pub(super) waiter: Option<Arc<dyn Waiter>>,
 }
@@ -150,13 +157,13 @@ impl Watched {
         if self.spent < limit || own_time(self.spent, self.waited, self.watch.waited()) < limit {
             return None;
         }
-        let plugin = self.watch.plugin();
+        let caller = self.watch.caller()?;
         let waiter = self.watch.waiter.lock().clone();
         // Fails when the call has returned by now: then what was read above may be of the next one, and is not used.
         let given_up = word & !IN_CALL | ABANDONED;
         self.watch.word.compare_exchange(word, given_up, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         self.seen = given_up;
-        Some(GivenUp { plugin, limit, waiter })
+        Some(GivenUp { caller, limit, waiter })
     }
 }
 
@@ -205,7 +212,7 @@ mod tests {
     #[test]
     fn a_call_that_has_returned_is_not_given_up() {
         let watch = Arc::new(Watch::of_this_thread());
-        let name = watch.add_name("slow".into());
+        let name = watch.add_caller(Caller { plugin: "slow".into(), sha256: "1".into() });
         let mut watched = Watched::new(Arc::clone(&watch));
         watch.enter(1, name, ms(10));
         assert!(watched.look(ms(1000)).is_none(), "seen for the first time");
@@ -214,7 +221,7 @@ mod tests {
         watch.enter(2, name, ms(10));
         assert!(watched.look(ms(9)).is_none(), "another call");
         // Whatever this thread waits for a processor meanwhile is less than an hour.
-        let given_up = watched.look(ms(3_600_000)).map(|given_up| (given_up.plugin, given_up.limit));
+        let given_up = watched.look(ms(3_600_000)).map(|given_up| (given_up.caller.plugin, given_up.limit));
         assert_eq!(given_up, Some(("slow".into(), ms(10))));
         assert!(!watch.leave(2) && watch.is_abandoned());
         assert!(watched.look(ms(3_600_000)).is_none(), "once");

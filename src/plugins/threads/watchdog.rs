@@ -93,17 +93,21 @@ fn look(pool: &Arc<Pool>, elapsed: Duration) -> bool {
     let mut threads = pool.threads.lock();
     let due: Vec<GivenUp> = threads.iter_mut().filter_map(|thread| thread.look(elapsed)).collect();
     for given_up in &due {
-        pool.leak(&given_up.plugin);
+        pool.leak(&given_up.caller);
     }
     let busy = threads.iter().any(Watched::in_call);
     drop(threads);
-    for GivenUp { plugin, limit, waiter } in due {
+    for GivenUp { caller, limit, waiter } in due {
+        let plugin = Arc::clone(&caller.plugin);
         tracing::warn!(
             plugin = &*plugin,
             limit_ms = limit.as_millis(),
             leaked = pool.leaked(),
             "a plugin did not return in time; its call is given up and its thread left to it"
         );
+        // Whether or not anybody waits: a client that gives up first must not hide the fault. And before whoever waits is
+        // told, so that the answer to a request comes after what the request has caused.
+        pool.tell_given_up(&caller, limit);
         if let Some(waiter) = waiter {
             waiter.fail(RunError::Abandoned { plugin, limit });
         }

@@ -29,7 +29,7 @@ struct Place {
     seat: Option<Seat>,
     /// Number of the last call.
     calls: Cell<u64>,
-    /// One for each plugin that was called on this thread, its place being that of its name in the watch.
+    /// One for each plugin that was called on this thread, its place being that of its caller in the watch.
     known: RefCell<Vec<Known>>,
 }
 
@@ -73,8 +73,8 @@ impl Place {
             return Err(Fault::Abandoned);
         }
         if self.pool.is_exhausted() {
-            // Plugins that have let no thread hang go on.
-            let leaked = self.pool.leaked_by(&caller.plugin);
+            // Files that have let no thread hang go on, the mended one of a plugin that hung among them.
+            let leaked = self.pool.leaked_in(caller);
             if leaked > 0 {
                 return Err(Fault::Exhausted { leaked });
             }
@@ -110,10 +110,11 @@ impl Place {
         // Another file of the same plugin takes the place of the one before, so that there is one for each name.
         if let Some((place, old)) = all.iter_mut().enumerate().find(|(_, old)| old.caller.plugin == caller.plugin) {
             *old = known;
+            self.watch.replace_caller(place, caller.clone());
             return (place, number);
         }
         all.push(known);
-        (self.watch.add_name(Arc::clone(&caller.plugin)), number)
+        (self.watch.add_caller(caller.clone()), number)
     }
 
     fn enter(&self, name: usize, entry: u32, limit: Duration) -> Inside<'_> {

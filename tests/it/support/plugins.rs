@@ -68,6 +68,24 @@ pub fn built(package: &str) -> PathBuf {
     target.join("debug").join(format!("lib{}.so", package.replace('-', "_")))
 }
 
+/// Builds the crate in `folder` that `plugins new` made, with the versions that the engine is built with: they are here.
+pub fn scaffolded(folder: &Path) -> PathBuf {
+    let engine = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::copy(engine.join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
+    // Shared with the test of the crate itself, which has built the same dependencies.
+    let target = engine.join("target/scaffold");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--quiet", "--offline", "--target-dir"])
+        .arg(&target)
+        .current_dir(folder)
+        .env("RUSTFLAGS", "-D warnings")
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    target.join("release").join(format!("lib{name}.so"))
+}
+
 /// Compiles the sample in C into `folder`.
 pub fn utm(folder: &Path) -> PathBuf {
     let library = folder.join("utm.so");

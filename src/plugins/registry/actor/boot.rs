@@ -70,12 +70,7 @@ impl Actor {
             return;
         }
         let copied = Copied { sha256: known.sha256.clone(), path: self.folder.copy(&known.sha256), stamp: None };
-        let loaded = if self.folder.allows(&known.sha256) {
-            self.prepare(file, copied, Some(known), &BTreeSet::new())
-        } else {
-            Err(Refusal::Passing("plugins.allow does not list it any more".to_owned()))
-        };
-        let used = loaded.unwrap_or_else(|earlier| {
+        let used = self.prepare(file, copied, Some(known), &BTreeSet::new()).unwrap_or_else(|earlier| {
             let reason = format!("it cannot be loaded: {refusal}; and the copy that was in use before: {earlier}");
             tracing::error!(
                 plugin = known.plugin,

@@ -87,6 +87,7 @@ impl Actor {
         };
         if let Some(used) = self.used.get_mut(file)
             && *used.plugin.caller.sha256 == *copied.sha256
+            && !used.lacks_code(self.settings.mode, &self.file.state)
         {
             // Touched, or put back as it was.
             used.stamp = copied.stamp;
@@ -124,6 +125,10 @@ impl Actor {
         known: Option<&Known>,
         gone: &BTreeSet<String>,
     ) -> Result<Used, Refusal> {
+        // A copy that was in use before may have been taken from the list since.
+        if !self.folder.allows(&copied.sha256) {
+            return Err(Refusal::Passing("plugins.allow does not list it any more".to_owned()));
+        }
         let checked = known.filter(|known| known.sha256 == copied.sha256 && known.checked_by == ENGINE);
         let descriptor = match checked {
             Some(known) => known.descriptor.clone(),

@@ -35,6 +35,8 @@ impl Actor {
             let known = self.file.state.files.get(&file).cloned();
             match self.prepare(&file, copied, known.as_ref(), &BTreeSet::new()) {
                 Ok(used) => {
+                    // If it is this very file that was refused, it is not any more.
+                    self.refused.retain(|refused, why| *refused != file || why.sha256.as_deref() != Some(&*sha256));
                     let mut next = self.used.clone();
                     next.insert(file, used);
                     self.adopt(next);

@@ -44,7 +44,7 @@ fn in_call(worker: &Worker, code: impl FnOnce()) {
 #[tokio::test]
 async fn child() {
     let (Ok(path), Ok(how)) = (std::env::var(PATH), std::env::var(HOW)) else { return };
-    let (slots, crashes) = Slots::open(Path::new(&path)).unwrap();
+    let (slots, crashes) = open(Path::new(&path)).unwrap();
     assert_eq!(crashes, []);
     install_handlers().unwrap();
     install_handlers().unwrap();
@@ -126,7 +126,7 @@ fn crash(how: &str) -> (ExitStatus, String, Vec<Crash>) {
         .stdout(Stdio::null())
         .output()
         .unwrap();
-    let (_, crashes) = Slots::open(&path).unwrap();
+    let (_, crashes) = open(&path).unwrap();
     (output.status, String::from_utf8_lossy(&output.stderr).into_owned(), crashes)
 }
 

@@ -100,10 +100,9 @@ impl Threads {
         let pool = Pool::new(settings, slots, metrics);
         // From here on, so that an error ends the threads that were started.
         let threads = Self { handle: Arc::new(Handle { pool }) };
+        // Before the watchdog, which starts threads as well when some are missing: there would be one too many.
+        threads.handle.pool.fill()?;
         watchdog::start(&threads.handle.pool)?;
-        for _ in 0..settings.threads.max(1) {
-            threads.handle.pool.add_thread()?;
-        }
         Ok(threads)
     }
 

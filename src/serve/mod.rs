@@ -83,6 +83,7 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
         Purpose::Serve => Some(plugins::Running::start(&common).await?),
         Purpose::Drain => None,
     };
+    announce(&common);
     let front = match &running {
         Some(running) => Some(front::Front::start(&common, wal.as_ref(), running.plugins.clone()).await?),
         None => None,
@@ -109,6 +110,16 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
     }
     ended.map(drop)?;
     finished
+}
+
+/// Registers what is started behind the ports, before they are open: `/health` is not "up" while a part is still to come.
+fn announce(common: &Common) {
+    let config = &common.config;
+    let relay = config.process.roles.api && !config.redpanda.brokers.is_empty();
+    let names = [("clickhouse", config.process.roles.sink), ("sink", config.process.roles.sink), ("relay", relay)];
+    for (name, _) in names.iter().filter(|(_, runs)| *runs) {
+        drop(common.health.component(name));
+    }
 }
 
 async fn open_log(common: &Common) -> Result<OpenLog> {

@@ -49,7 +49,10 @@ impl Watch {
     /// There is no such folder, or the system has no watch to give (`fs.inotify.max_user_watches`).
     pub fn start(dir: &Path, tell: impl Fn(Change) + Send + 'static) -> io::Result<Self> {
         let identity = identity(dir)?;
-        let watched = dir.to_owned();
+        // Events name absolute paths, whatever was asked for: they would match no relative one, and every change would wait
+        // for the next look.
+        let absolute = std::path::absolute(dir)?;
+        let watched = absolute.clone();
         let handler = move |event: notify::Result<Event>| match event {
             Ok(event) => changes(&watched, &event).for_each(&tell),
             // The queue could not be read; whatever it held is not known.
@@ -60,7 +63,7 @@ impl Watch {
             _ => io::Error::other(error),
         };
         let mut watcher = notify::recommended_watcher(handler).map_err(other)?;
-        watcher.watch(dir, RecursiveMode::NonRecursive).map_err(other)?;
+        watcher.watch(&absolute, RecursiveMode::NonRecursive).map_err(other)?;
         Ok(Self { dir: dir.to_owned(), identity, _watcher: watcher })
     }
 
@@ -121,10 +124,16 @@ mod tests {
     }
 
     fn watch() -> Told {
+        watch_as(Path::to_owned)
+    }
+
+    /// A watch on a folder that is named as `name` makes of its absolute path.
+    fn watch_as(name: impl Fn(&Path) -> PathBuf) -> Told {
         let home = tempfile::tempdir().unwrap();
-        fs::create_dir(home.path().join("plugins")).unwrap();
+        let dir = home.path().join("plugins");
+        fs::create_dir(&dir).unwrap();
         let (tell, changes) = mpsc::channel();
-        let watch = Watch::start(&home.path().join("plugins"), move |change| drop(tell.send(change))).unwrap();
+        let watch = Watch::start(&name(&dir), move |change| drop(tell.send(change))).unwrap();
         Told { home, watch, changes }
     }
 
@@ -174,6 +183,18 @@ mod tests {
         assert_eq!(told.until_now(), [Change::Settled("a.so".to_owned())]);
         fs::rename(told.path("a.so"), told.home.path().join("a.so")).unwrap();
         assert_eq!(told.until_now(), [Change::Look { lost: false }]);
+    }
+
+    #[test]
+    fn a_folder_may_be_named_from_here() {
+        // As `data/plugins` of an engine that is started in the folder beside it.
+        let told = watch_as(|dir| {
+            let here = std::env::current_dir().unwrap();
+            let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+            up.join(dir.strip_prefix("/").unwrap())
+        });
+        fs::rename(told.outside("a.so"), told.path("a.so")).unwrap();
+        assert_eq!(told.until_now(), [Change::Settled("a.so".to_owned())]);
     }
 
     #[test]

@@ -24,9 +24,10 @@ free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1
 api=$(free_port)
 clickhouse=$(free_port)
 
-target/release/load --url "http://127.0.0.1:$api" --tenant-config "$home/engine.toml" --write-tenant-config
+target/release/load --url "http://127.0.0.1:$api" --tenant-config "$home/tenants.toml" --write-tenant-config
 export INGESTION_HOST=127.0.0.1 INGESTION_PORT=$api INGESTION_SERVER_ADMIN_LISTEN="" INGESTION_DATA_DIR=$home/data
 export INGESTION_CLICKHOUSE_EMBEDDED_PORT=$clickhouse INGESTION_LOG_LEVEL=warn
+export INGESTION_AUTH_TENANTS_FILE=$home/tenants.toml
 # The load is larger than what a tenant may send by default.
 export INGESTION_QUOTA_EVENTS_PER_SECOND=0 INGESTION_QUOTA_KIB_PER_SECOND=0
 
@@ -43,7 +44,7 @@ if [[ $kind == broker ]]; then
     export INGESTION_REDPANDA_REPLICATION_FACTOR=1 INGESTION_REDPANDA_MIN_INSYNC_REPLICAS=1
 fi
 
-target/release/ingestion-engine --config "$home/engine.toml" &
+target/release/ingestion-engine &
 engine=$!
 pids+=("$engine")
 until curl -fsS "http://127.0.0.1:$api/health" 2>/dev/null | grep -q '"sink":{"state":"up"'; do

@@ -4,7 +4,11 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{clickhouse::embedded::ChildArgs, plugins::commands::PluginsArgs};
+use crate::{
+    clickhouse::embedded::ChildArgs,
+    plugins::commands::PluginsArgs,
+    tenants::commands::{KeysArgs, TenantsArgs},
+};
 
 /// Exit code of a failure at run time.
 pub const EXIT_FAILURE: u8 = 1;
@@ -44,7 +48,9 @@ Examples:
   ingestion-engine --config engine.toml drain
       empties the write-ahead log before a node is removed
   ingestion-engine --config engine.toml plugins list
-      which plugins are in use, and why others are not (more: plugins --help)";
+      which plugins are in use, and why others are not (more: plugins --help)
+  ingestion-engine --config engine.toml tenants add acme --tier paid
+      a new tenant and its key (more: tenants --help, keys --help)";
 
 /// The command line.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -77,6 +83,10 @@ pub enum Command {
     Drain,
     /// Look at, check and steer plugins: event types of your own, in shared libraries
     Plugins(PluginsArgs),
+    /// Add, list, disable and enable tenants: who may send events
+    Tenants(TenantsArgs),
+    /// Make, rotate, revoke and list the keys of a tenant
+    Keys(KeysArgs),
 }
 
 impl Cli {

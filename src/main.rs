@@ -13,6 +13,7 @@ use ingestion_engine::{
         instance::{Limits, output_bytes},
     },
     serve::{self, Purpose},
+    tenants::commands as tenants,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,8 @@ fn main() -> ExitCode {
     };
     let result = match action {
         Command::Plugins(arguments) => return plugins(arguments, &config),
+        Command::Tenants(arguments) => return told(tenants::tenants(arguments.action, &tenants_settings(&config))),
+        Command::Keys(arguments) => return told(tenants::keys(arguments.action, &tenants_settings(&config))),
         Command::Serve => run(config, Purpose::Serve),
         Command::Drain => run(config, Purpose::Drain),
         Command::Migrate => runtime().and_then(|runtime| runtime.block_on(serve::migrate(config))),
@@ -121,7 +124,7 @@ fn child(arguments: ChildArgs) -> ExitCode {
     finish(clickhouse::embedded::run(arguments.settings("data/clickhouse".into(), 0, None)).map_err(Into::into))
 }
 
-/// The `plugins` subcommand: what goes wrong is told to the person who asked.
+/// The `plugins` subcommand.
 fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
     let done = std::env::current_exe().context("finding this program's own file").and_then(|program| {
         let settings = commands::Settings {
@@ -135,7 +138,16 @@ fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
         };
         Ok(commands::run(arguments.action, &settings)?)
     });
-    match done {
+    told(done)
+}
+
+fn tenants_settings(config: &Config) -> tenants::Settings {
+    tenants::Settings { file: config.tenants_file(), defaults: config.tenant_defaults() }
+}
+
+/// What went wrong is told to the person who asked.
+fn told(done: Result<(), impl Into<anyhow::Error>>) -> ExitCode {
+    match done.map_err(Into::into) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -37,11 +37,11 @@ fn sha256_hex(text: &str) -> String {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
-/// The tenants as a configuration file of the engine.
+/// The tenants' file for the engine.
 pub fn tenant_config(tenants: usize) -> String {
     let section = |index| {
         let (id, hash) = (tenant_id(index), sha256_hex(&tenant_key(index)));
-        format!("\n[[tenants]]\nid = \"{id}\"\nname = \"load-{index:04}\"\napi_key_sha256 = [\"{hash}\"]\n")
+        format!("\n[[tenants]]\nid = \"{id}\"\nname = \"load-{index:04}\"\n[[tenants.keys]]\nsha256 = \"{hash}\"\n")
     };
     let sections: Vec<String> = (0..tenants).map(section).collect();
     format!("# Tenants of the load generator (benches/load). Their keys are public.\n{}", sections.concat())

@@ -92,7 +92,7 @@ struct Options {
     /// Writes what was acknowledged, a line of tenant,event each
     #[arg(long, value_name = "FILE")]
     acked: Option<PathBuf>,
-    /// The tenants as a configuration file for the engine
+    /// The tenants' file for the engine
     #[arg(long, value_name = "FILE")]
     tenant_config: Option<PathBuf>,
     /// Writes the file of --tenant-config and does nothing else

@@ -29,7 +29,7 @@ const RETRY_LATER: Duration = Duration::from_secs(10);
 /// Why a request failed.
 #[derive(Debug)]
 pub enum ApiError {
-    /// No, malformed or wrong credentials.
+    /// No key, or none that may do this.
     Auth(AuthError),
     /// The body is longer than the limit.
     BodyTooLarge { limit: usize },
@@ -126,9 +126,7 @@ impl ApiError {
     /// Status, stable code and waiting time. Exhaustive on purpose: a new error has to decide.
     fn classify(&self) -> (StatusCode, &'static str, Option<Duration>) {
         match self {
-            Self::Auth(AuthError::Missing) => (StatusCode::UNAUTHORIZED, "missing_credentials", None),
-            Self::Auth(AuthError::Malformed) => (StatusCode::UNAUTHORIZED, "malformed_credentials", None),
-            Self::Auth(AuthError::Invalid) => (StatusCode::UNAUTHORIZED, "invalid_credentials", None),
+            Self::Auth(error) => auth(*error),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", None),
             Self::BodyIncomplete(_) => (StatusCode::BAD_REQUEST, "body_incomplete", None),
             Self::Timeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "request_timeout", Some(RETRY_SOON)),
@@ -202,6 +200,21 @@ impl ApiError {
             Self::MethodNotAllowed => "this resource does not take that method; see the Allow header".to_owned(),
             Self::Internal => "an error in the engine; nothing was acknowledged".to_owned(),
         }
+    }
+}
+
+/// A key that is not known is 401, one that is known and not meant for this is 403: neither is worth sending again.
+fn auth(error: AuthError) -> (StatusCode, &'static str, Option<Duration>) {
+    match error {
+        AuthError::Missing => (StatusCode::UNAUTHORIZED, "key_missing", None),
+        AuthError::Malformed => (StatusCode::UNAUTHORIZED, "key_malformed", None),
+        AuthError::Invalid => (StatusCode::UNAUTHORIZED, "key_invalid", None),
+        AuthError::Expired => (StatusCode::UNAUTHORIZED, "key_expired", None),
+        AuthError::Revoked => (StatusCode::UNAUTHORIZED, "key_revoked", None),
+        AuthError::Disabled => (StatusCode::FORBIDDEN, "tenant_disabled", None),
+        AuthError::Scope(_) => (StatusCode::FORBIDDEN, "scope_missing", None),
+        AuthError::Origin => (StatusCode::FORBIDDEN, "origin_not_allowed", None),
+        AuthError::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "auth_unavailable", Some(RETRY_SOON)),
     }
 }
 

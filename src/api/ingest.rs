@@ -13,12 +13,17 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Api, body,
+    Api,
+    auth::authenticate,
+    body,
     encoding::Encoding,
     error::{ApiError, RejectedEvent},
     sort::{Request, sort},
 };
-use crate::wal::{Append, Durability};
+use crate::{
+    tenants::key::Scope,
+    wal::{Append, Durability},
+};
 
 #[derive(Serialize)]
 struct Answer<'a> {
@@ -66,10 +71,7 @@ pub(super) async fn ingest(
 async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result<Response, ApiError> {
     let started = Instant::now();
     let inner = &api.inner;
-    let tenant = inner
-        .tenants
-        .authenticate(headers.get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes))
-        .map_err(ApiError::Auth)?;
+    let tenant = authenticate(api, headers, Scope::Ingest).await?.tenant;
     // Before the body is read: what cannot be stored need not be sent.
     inner.wal.accepting().map_err(ApiError::Wal)?;
 
@@ -77,7 +79,7 @@ async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result
     let received = body::read(request_body, &inner.limits, &mut held).await?;
     inner.metrics.request_body.inc_by(received.len() as u64);
     let kib = received.len().div_ceil(1024) as u64;
-    tenant.kib.take(kib).map_err(|over| ApiError::Quota { unit: "KiB", over })?;
+    tenant.quotas.kib.take(kib).map_err(|over| ApiError::Quota { unit: "KiB", over })?;
 
     let encoding = Encoding::of(headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes), &received)
         .map_err(ApiError::Encoding)?;

@@ -11,6 +11,7 @@
 //! - The front knows the event, the tenant and the log. It does not know what is behind the log: whether a broker or
 //!   ClickHouse is up changes what `/health` says and nothing else here.
 
+mod auth;
 mod body;
 mod budget;
 mod encoding;
@@ -19,6 +20,7 @@ mod health;
 mod ingest;
 mod server;
 mod sort;
+mod usage;
 
 use std::{sync::Arc, time::Duration};
 
@@ -103,6 +105,7 @@ impl Api {
         let metrics = Arc::clone(&self.inner.metrics);
         Router::new()
             .route("/ingest", post(ingest::ingest))
+            .route("/usage", get(usage::usage))
             .with_state(self)
             .merge(health_router(probe))
             .fallback(|| async { ApiError::NotFound })
@@ -132,9 +135,9 @@ async fn render_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
 }
 
 /// Browsers may send from any page: the key, and not the origin, says whose an event is. The origin is mirrored because
-/// a beacon is sent with credentials, for which `*` is not valid; `Authorization` is named because `*` does not cover it.
+/// a beacon is sent with credentials, for which `*` is not valid (a key with origins of its own is refused elsewhere); `Authorization` is named because `*` does not cover it.
 fn cors() -> CorsLayer {
-    let headers = ["authorization", "content-type", "content-encoding", "idempotency-key"];
+    let headers = ["authorization", "x-api-key", "content-type", "content-encoding", "idempotency-key"];
     let exposed = [header::RETRY_AFTER];
     CorsLayer::new()
         .allow_origin(AllowOrigin::mirror_request())
@@ -149,6 +152,7 @@ async fn count_request(State(metrics): State<Arc<Metrics>>, request: Request, ne
     // The pattern that matched, and nothing that a client made up.
     let route = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
         Some("/ingest") => "/ingest",
+        Some("/usage") => "/usage",
         Some("/health") => "/health",
         Some("/health/ready") => "/health/ready",
         Some("/health/live") => "/health/live",

@@ -133,7 +133,7 @@ impl Inner {
         // Once for a request, however often a plugin makes it be sorted.
         if worker.is_none_or(|(_, abandoned)| abandoned.is_empty()) {
             let total = batch.events.len() as u64;
-            tenant.events.take(total).map_err(|over| ApiError::Quota { unit: "events", over })?;
+            tenant.quotas.events.take(total).map_err(|over| ApiError::Quota { unit: "events", over })?;
         }
         let acceptance = self.acceptance(tenant, *received_at_ms);
 

@@ -147,8 +147,12 @@ pub(super) fn warnings(config: &Config) -> Vec<Warning> {
         let message = "\"os\": a 2xx means the page cache, a power cut loses the last events that were accepted";
         warnings.push(Warning::new("wal.durability", message));
     }
-    if config.process.roles.api && config.tenants.is_empty() {
-        let message = "none configured: every request will be answered with 401";
+    if config.process.roles.api && config.tenants.tenants.is_empty() && config.auth.url.is_none() {
+        let file = config.tenants_file();
+        let message = format!(
+            "there is no tenant in {}: every request will be answered with 401 until `ingestion-engine tenants add`",
+            file.display()
+        );
         warnings.push(Warning::new("tenants", message));
     }
     warnings

@@ -255,3 +255,32 @@ pub(super) fn shows_no_secret(property: &str) -> bool {
         ["password", "secret", "credential", "token", "key", "pem", "oauthbearer", "jaas", "assertion", "config"];
     !TELLING.iter().any(|word| property.contains(word))
 }
+
+/// The address of a service, `http://` or `https://`, with any path; or empty for none.
+pub struct OptionalEndpoint;
+
+impl Kind for OptionalEndpoint {
+    type Value = Option<axum::http::Uri>;
+
+    fn parse(raw: &Raw) -> Result<Self::Value, Problem> {
+        let text = string(raw)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let wrong = |what: &str| Problem::new(what, r#"give one, such as "https://accounts.example/keys/check""#);
+        let uri: axum::http::Uri = text.parse().map_err(|_| wrong("not a URL"))?;
+        let authority = uri.authority().ok_or_else(|| wrong("not a URL that begins with http:// or https://"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(wrong("not a URL that begins with http:// or https://"));
+        }
+        if authority.as_str().contains('@') {
+            return Err(wrong("a user or password in the URL, which would not be sent"));
+        }
+        Ok(Some(uri))
+    }
+
+    /// A password in a URL is an error, which must not print it.
+    fn shown(raw: &Raw) -> Raw {
+        OptionalUrl::shown(raw)
+    }
+}

@@ -2,16 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use toml::de::{DeTable, DeValue};
 
 use super::{
     error::{ConfigError, Origin, Problem},
     raw::{Raw, Setting},
     schema::KEYS,
-    tenants::TenantEntry,
     text::nearest,
 };
 
@@ -19,7 +15,6 @@ use super::{
 #[derive(Default)]
 pub(super) struct FileLayer {
     pub(super) settings: BTreeMap<&'static str, Setting>,
-    pub(super) tenants: Vec<TenantEntry>,
     pub(super) errors: Vec<ConfigError>,
     /// The file is no TOML: what it says about single keys is unknown.
     pub(super) unreadable: bool,
@@ -70,7 +65,9 @@ impl Walk<'_> {
             if let Some(key) = KEYS.iter().find(|key| key.path == path) {
                 self.layer.settings.insert(key.path, Setting { raw: Raw::from_toml(value.get_ref()), origin });
             } else if path == "tenants" {
-                self.tenants(value, origin);
+                let fix = "put them into the file of auth.tenants_file (config/tenants.toml shows how), or let \
+                           `ingestion-engine tenants add` do it";
+                self.error(path, origin, "tenants have a file of their own", fix);
             } else if is_section(&path) {
                 match value.get_ref() {
                     DeValue::Table(inner) => self.table(&format!("{path}."), inner),
@@ -83,27 +80,6 @@ impl Walk<'_> {
                 );
                 self.error(path, origin, "unknown key", fix);
             }
-        }
-    }
-
-    fn tenants(&mut self, value: &Spanned<DeValue<'_>>, origin: Origin) {
-        let fix = "write one section [[tenants]] for each";
-        let DeValue::Array(items) = value.get_ref() else {
-            return self.error("tenants".to_owned(), origin, "not a list of tables", fix);
-        };
-        for (index, item) in items.iter().enumerate() {
-            let origin = (self.origin)(item.span().start);
-            let DeValue::Table(table) = item.get_ref() else {
-                self.error(format!("tenants[{index}]"), origin, "not a table", fix);
-                continue;
-            };
-            let mut entry = TenantEntry { origin, settings: BTreeMap::new() };
-            for (name, value) in table {
-                let origin = (self.origin)(name.span().start);
-                let setting = Setting { raw: Raw::from_toml(value.get_ref()), origin };
-                entry.settings.insert(name.get_ref().to_string(), setting);
-            }
-            self.layer.tenants.push(entry);
         }
     }
 
@@ -121,7 +97,7 @@ fn is_section(path: &str) -> bool {
 /// The known key that `path` may have been meant for: a misspelt one, or one put into the wrong section.
 fn nearest_key(path: &str) -> Option<&'static str> {
     let sections = KEYS.iter().filter_map(|key| key.path.rsplit_once('.')).map(|(section, _)| section);
-    let known = KEYS.iter().map(|key| key.path).chain(sections).chain(["tenants"]);
+    let known = KEYS.iter().map(|key| key.path).chain(sections);
     let last = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
     let name = path.rsplit('.').next().unwrap_or(path);
     let in_any_section = || {

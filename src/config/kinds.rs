@@ -242,6 +242,17 @@ macro_rules! choice {
 }
 
 choice! {
+    /// What a customer pays for, as far as it says how long events are kept.
+    Tier {
+        /// 24 hours.
+        Free = "free",
+        /// 90 days.
+        Paid = "paid",
+        /// As the tenant's `retention` says; for ever without one.
+        Enterprise = "enterprise",
+    }
+}
+choice! {
     /// What a 2xx stands for.
     Durability {
         /// The event is on disk (fsync).

@@ -25,7 +25,7 @@
 //! not be seen; the value of an unknown key is never shown, as it may be a password under a misspelt name.
 //!
 //! # What it is not
-//! It is not reloaded while running, it reads no environment by itself (the caller passes a map, so that tests need no
+//! It is not reloaded while running (the tenants' file is), it reads no environment by itself (the caller passes a map, so that tests need no
 //! process-wide state), and no subsystem sees it: `serve` hands each of them the few values that it needs.
 
 mod checks;
@@ -54,17 +54,22 @@ use std::{
 pub use compound::Roles;
 pub use error::{ConfigError, ConfigErrors, Origin, Problem, Warning};
 pub use kinds::{
-    BrokerCompression, ClickHouseCompression, Durability, Isolation, LogFormat, Migrate, Secret, WalCodec,
+    BrokerCompression, ClickHouseCompression, Durability, Isolation, LogFormat, Migrate, Secret, Tier, WalCodec,
 };
 pub use schema::{
-    ClickHouse, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults, Server, Shutdown,
+    Auth, ClickHouse, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults, Server, Shutdown,
     Sink, Wal,
 };
-pub use tenants::Tenant;
+pub use tenants::{Tenant, TenantDefaults, TenantsFile};
 pub use units::{ByteSize, Retention, Span};
 
 use file::FileLayer;
 use reader::Reader;
+
+use crate::tenants::key::KeySum;
+
+/// The key of the tenant in `config/tenants.toml`.
+const DEVELOPMENT_KEY: &str = "secret";
 
 /// What stands in print for a secret.
 const HIDDEN: &str = "<hidden>";
@@ -83,6 +88,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[events]`
     pub events: Events,
+    /// `[auth]`
+    pub auth: Auth,
     /// `[quota]`: of tenants that have none of their own; a [`Tenant`] is resolved already.
     pub quota: Quota,
     /// `[retention]`: of tenants that have none of their own; a [`Tenant`] is resolved already.
@@ -101,8 +108,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// `[log]`
     pub log: Log,
-    /// `[[tenants]]`
-    pub tenants: Vec<Tenant>,
+    /// The tenants' file, as it was at start.
+    pub tenants: TenantsFile,
     effective: String,
 }
 
@@ -124,11 +131,18 @@ impl Config {
         let mut given = file.settings;
         given.extend(environment.settings);
         let mut reader = Reader::new(&defaults, &given);
-        let config = Self::resolve(&mut reader, &file.tenants, file.unreadable);
+        let config = Self::resolve(&mut reader, file.unreadable);
         errors.append(&mut reader.errors);
+        let config = config.map(|config| match config.tenant_defaults().read(&config.tenants_file()) {
+            Ok(tenants) => Self { tenants, ..config },
+            Err(ConfigErrors(wrong)) => {
+                errors.extend(wrong);
+                config
+            }
+        });
         match config {
             Some(mut config) if errors.is_empty() => {
-                config.effective = render::render(&defaults, &given, &file.tenants);
+                config.effective = render::render(&defaults, &given);
                 let mut warnings = environment.warnings;
                 warnings.extend(checks::warnings(&config));
                 Ok((config, warnings))
@@ -137,11 +151,12 @@ impl Config {
         }
     }
 
-    fn resolve(reader: &mut Reader<'_>, tenants: &[tenants::TenantEntry], incomplete: bool) -> Option<Self> {
+    fn resolve(reader: &mut Reader<'_>, incomplete: bool) -> Option<Self> {
         let process = Process::read(reader);
         let server = Server::read(reader);
         let limits = Limits::read(reader);
         let events = Events::read(reader);
+        let auth = Auth::read(reader);
         let quota = Quota::read(reader);
         let retention = RetentionDefaults::read(reader);
         let plugins = Plugins::read(reader);
@@ -151,11 +166,12 @@ impl Config {
         let sink = Sink::read(reader);
         let shutdown = Shutdown::read(reader);
         let log = Log::read(reader);
-        let mut config = Self {
+        let config = Self {
             process: process?,
             server: server?,
             limits: limits?,
             events: events?,
+            auth: auth?,
             quota: quota?,
             retention: retention?,
             plugins: plugins?,
@@ -165,15 +181,13 @@ impl Config {
             sink: sink?,
             shutdown: shutdown?,
             log: log?,
-            tenants: Vec::new(),
+            tenants: TenantsFile::default(),
             effective: String::new(),
         };
         // A file that cannot be read leaves keys at values that nobody chose: conflicts between them would be noise.
         if !incomplete {
             checks::conflicts(&config, reader);
         }
-        config.tenants =
-            tenants::resolve(tenants, &config.quota, config.retention.default, &config.limits, &mut reader.errors);
         Some(config)
     }
 
@@ -192,21 +206,28 @@ impl Config {
         &self.effective
     }
 
-    /// What to warn of at start when tenants have keys in plain text; absent when none has.
+    /// File of the tenants.
+    pub fn tenants_file(&self) -> PathBuf {
+        self.auth.tenants_file.clone().unwrap_or_else(|| self.process.data_dir.join("tenants.toml"))
+    }
+
+    /// What the tenants of the file are resolved with.
+    pub fn tenant_defaults(&self) -> TenantDefaults {
+        TenantDefaults {
+            quota: self.quota.clone(),
+            retention: self.retention.default,
+            limits: self.limits.clone(),
+        }
+    }
+
+    /// What to warn of at start when the key of the development's tenant, which everybody knows, is taken.
     pub fn development_warning(&self) -> Option<String> {
-        let plain: Vec<String> = self
-            .tenants
-            .iter()
-            .filter(|tenant| !tenant.api_keys.is_empty())
-            .map(|tenant| tenant.id.to_string())
-            .collect();
-        let named = plain.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-        let more = if plain.len() > 3 { format!(" and {} more", plain.len() - 3) } else { String::new() };
-        (!plain.is_empty()).then(|| {
-            format!(
-                "API keys in plain text are meant for development (tenant {named}{more}): \
-                 use api_key_sha256 where others can reach the engine"
-            )
-        })
+        let known = KeySum::of(DEVELOPMENT_KEY);
+        let tenant = self.tenants.tenants.iter().find(|tenant| tenant.keys.iter().any(|key| key.sum == known))?;
+        Some(format!(
+            "tenant {} takes the key {DEVELOPMENT_KEY:?}, which everybody knows: make one (`ingestion-engine keys create`) \
+             where others can reach the engine",
+            tenant.id
+        ))
     }
 }

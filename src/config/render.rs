@@ -2,18 +2,12 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use super::{
-    error::Origin,
-    raw::Setting,
-    schema::KEYS,
-    tenants::{TENANT_KEYS, TenantEntry, shown},
-};
+use super::{error::Origin, raw::Setting, schema::KEYS};
 
 /// Writes every key with its value; one that is not the default is followed by where it came from. Secrets are hidden.
 pub(super) fn render(
     defaults: &BTreeMap<&'static str, Setting>,
     given: &BTreeMap<&'static str, Setting>,
-    tenants: &[TenantEntry],
 ) -> String {
     let mut text = String::new();
     let mut section = "";
@@ -25,14 +19,6 @@ pub(super) fn render(
         }
         let Some(setting) = given.get(key.path).or_else(|| defaults.get(key.path)) else { continue };
         entry(&mut text, name, &(key.shown)(&setting.raw), &setting.origin);
-    }
-    for tenant in tenants {
-        line(&mut text, format_args!("\n[[tenants]] # {}", tenant.origin));
-        for key in TENANT_KEYS {
-            if let Some(setting) = tenant.settings.get(*key) {
-                entry(&mut text, key, &shown(key, &setting.raw), &setting.origin);
-            }
-        }
     }
     text
 }

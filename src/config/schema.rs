@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    compound::{BrokerList, Identifier, KafkaName, OptionalIdentifier, OptionalUrl, Properties, RoleList, Roles},
+    compound::{BrokerList, Identifier, KafkaName, OptionalEndpoint, OptionalIdentifier, OptionalUrl, Properties, RoleList, Roles},
     kinds::{
         BrokerCompression, Bytes, ClickHouseCompression, Durability, FilePath, Flag, Host, Interval, Isolation, Kind,
         Listen, LogFilter, LogFormat, Migrate, OptionalInterval, OptionalPath, Ratio, RetentionText, Secret,
@@ -123,6 +123,24 @@ schema! {
         max_age: Option<Duration> = OptionalInterval;
         /// Furthest timestamp taken, after now.
         max_ahead: Duration = Interval<0>;
+    }
+
+    /// `[auth]`
+    Auth at "auth." {
+        /// File of the tenants; absent: `tenants.toml` in `data_dir` ([`super::Config::tenants_file`]).
+        tenants_file: Option<PathBuf> = OptionalPath;
+        /// Service that is asked for keys that the file does not have.
+        url: Option<axum::http::Uri> = OptionalEndpoint;
+        /// Longest wait for its answer.
+        timeout: Duration = Interval<1>;
+        /// How long an answer is used.
+        cache: Duration = Interval<0>;
+        /// How long a refusal is used.
+        negative_cache: Duration = Interval<0>;
+        /// How long an answer is used on while the service is away.
+        stale: Duration = Interval<0>;
+        /// Most keys whose answers are kept.
+        cache_keys: usize = Whole<usize, 1, 10_000_000>;
     }
 
     /// `[quota]`, and every tenant's own.

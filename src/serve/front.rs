@@ -12,6 +12,7 @@ use crate::{
     api::{self, Api, Readiness, Server},
     health::State,
     plugins::Plugins,
+    tenants::{Tenants, external::External, watch::Watch},
     wal::Wal,
 };
 
@@ -19,6 +20,8 @@ use crate::{
 pub(super) struct Front {
     servers: Vec<JoinHandle<usize>>,
     stop: CancellationToken,
+    /// Ends with the node.
+    watching: Option<(JoinHandle<()>, CancellationToken)>,
 }
 
 impl Front {
@@ -30,9 +33,11 @@ impl Front {
             readiness: readiness(common, wal),
             durability: wal.map(Wal::durability),
         };
+        let mut watching = None;
         let mut public = match wal {
             Some(wal) => {
-                let tenants = settings::tenants(config)?;
+                let tenants = tenants(common)?;
+                watching = Some(watch(common, tenants.clone()));
                 let codec = settings::codec(config);
                 let metrics = Arc::clone(&common.metrics);
                 Api::new(settings::limits(config), tenants, wal.clone(), codec, Some(plugins), metrics)
@@ -41,7 +46,7 @@ impl Front {
             None => api::health_router(probe.clone()),
         };
 
-        let mut front = Self { servers: Vec::new(), stop: CancellationToken::new() };
+        let mut front = Self { servers: Vec::new(), stop: CancellationToken::new(), watching };
         let admin = api::admin_router(Arc::clone(&common.metrics));
         match config.server.admin_listen {
             Some(address) => {
@@ -83,7 +88,37 @@ impl Front {
                 Err(error) => tracing::error!(%error, "a server ended with a panic"),
             }
         }
+        if let Some((watching, stop)) = self.watching {
+            stop.cancel();
+            if let Err(panic) = watching.await {
+                tracing::error!(%panic, "watching the tenants' file ended with a panic");
+            }
+        }
     }
+}
+
+/// The tenants, with the service that knows keys which the file does not have.
+fn tenants(common: &Common) -> Result<Tenants> {
+    let external = settings::external(&common.config)?.map(|settings| {
+        External::new(settings, common.health.component("auth"), Arc::clone(&common.metrics))
+            .context("setting up the client of auth.url")
+    });
+    settings::tenants(&common.config, external.transpose()?)
+}
+
+/// Takes the tenants' file again whenever it changes.
+fn watch(common: &Common, tenants: Tenants) -> (JoinHandle<()>, CancellationToken) {
+    let (health, stop) = (common.health.component("tenants"), CancellationToken::new());
+    health.up();
+    let watch = Watch {
+        path: common.config.tenants_file(),
+        taken: common.config.tenants.stamp,
+        read: settings::read_tenants(&common.config),
+        tenants,
+        health,
+        metrics: Arc::clone(&common.metrics),
+    };
+    (tokio::spawn(watch.run(stop.clone())), stop)
 }
 
 /// Ready means: can do its role's work now. The API's is to accept durably; a sink's is to read and to store, so it is

@@ -1,5 +1,7 @@
 //! From the configuration to what each part takes. No part knows the configuration; this file knows both.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 
 use crate::{
@@ -8,7 +10,11 @@ use crate::{
     event::Retention,
     plugins::{faults::FaultWindow, instance, plugin::Deadline, registry, threads},
     sink::{self, source::RangeLimits},
-    tenants::{Bucket, Rate, Tenant, Tenants},
+    tenants::{
+        Description, QuotaSettings, Rate, Set, Tenants,
+        external::{self, External},
+        watch,
+    },
     wal,
 };
 
@@ -61,22 +67,54 @@ pub(super) fn server(config: &Config) -> api::ServerSettings {
     api::ServerSettings { header_timeout: config.server.header_timeout, shutdown: config.shutdown.requests }
 }
 
-pub(super) fn tenants(config: &Config) -> Result<Tenants> {
-    let bucket = |per_second: u32, burst: u32| {
-        let rate = (per_second > 0).then(|| Rate::new(per_second.into(), burst.into())).transpose();
-        rate.map(Bucket::new)
+/// A tenant of the file, as the front takes it.
+fn described(tenant: config::Tenant) -> Result<Description> {
+    let config::Tenant { id, name, disabled, tier: _, keys, quota, retention } = tenant;
+    let (quota, retention) = (self::quota(&quota)?, Retention::of(retention.duration()));
+    Ok(Description { id, name, disabled, retention, quota, keys })
+}
+
+fn quota(quota: &config::Quota) -> Result<QuotaSettings> {
+    let rate = |per_second: u32, burst: u32| {
+        let rate = (per_second > 0).then(|| Rate::new(per_second.into(), burst.into()));
+        rate.transpose().context("the quota of a tenant")
     };
-    let tenants = config.tenants.iter().map(|tenant| {
-        let quota = &tenant.quota;
-        Ok(Tenant {
-            id: tenant.id,
-            retention: Retention::of(tenant.retention.duration()),
-            events: bucket(quota.events_per_second, quota.events_burst)?,
-            kib: bucket(quota.kib_per_second, quota.kib_burst)?,
-            keys: tenant.key_hashes().collect(),
-        })
-    });
-    tenants.collect::<Result<Vec<_>>>().map(Tenants::new).context("the quota of a tenant")
+    Ok(QuotaSettings {
+        events: rate(quota.events_per_second, quota.events_burst)?,
+        kib: rate(quota.kib_per_second, quota.kib_burst)?,
+    })
+}
+
+/// The tenants as they were at start.
+pub(super) fn tenants(config: &Config, external: Option<External>) -> Result<Tenants> {
+    let tenants = config.tenants.tenants.iter().cloned().map(described).collect::<Result<Vec<_>>>()?;
+    Ok(Tenants::new(Set::new(tenants, &Set::default()), external))
+}
+
+/// Reads the tenants' file as it is when this is called.
+pub(super) fn read_tenants(config: &Config) -> watch::Read {
+    let (defaults, path) = (config.tenant_defaults(), config.tenants_file());
+    Arc::new(move || {
+        let file = defaults.read(&path).map_err(|errors| errors.to_string())?;
+        let tenants = file.tenants.into_iter().map(described).collect::<Result<Vec<_>>>();
+        tenants.map_err(|error| format!("{error:#}"))
+    })
+}
+
+/// What the service of `auth.url` is asked with; none without one.
+pub(super) fn external(config: &Config) -> Result<Option<external::Settings>> {
+    let auth = &config.auth;
+    let Some(url) = auth.url.clone() else { return Ok(None) };
+    Ok(Some(external::Settings {
+        url,
+        timeout: auth.timeout,
+        cache: auth.cache,
+        negative_cache: auth.negative_cache,
+        stale: auth.stale,
+        cache_keys: auth.cache_keys,
+        quota: quota(&config.quota)?,
+        retention: Retention::of(config.retention.default.duration()),
+    }))
 }
 
 /// What the registry of plugins takes.

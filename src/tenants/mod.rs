@@ -1,121 +1,147 @@
 //! Who may write, how much, and how long it is kept.
 //!
-//! A request is authenticated once and from then on carries its [`Tenant`]; nothing behind the front looks a key up
-//! again. Keys are held as SHA-256 sums: they are random and long, so a slow hash would cost throughput and add no
-//! safety.
+//! ```text
+//! headers --> Credentials --> Set (of the tenants' file, replaced as a whole when the file changes)
+//!                               \-- not there --> External (auth.url, its answers cached) --> Caller
+//! ```
+//!
+//! - A request is authenticated once and from then on carries its [`Tenant`]; nothing behind the front looks a key up
+//!   again. A key belongs to one tenant, and to whom is decided here alone: no header and no body can say otherwise.
+//! - Reading the set takes no lock. A request that has begun goes on with the tenant that it found.
+//! - What a tenant has used up of its quotas is kept over a reload that does not change them.
 
+pub mod commands;
+mod credentials;
+pub mod external;
+pub mod key;
 mod quota;
+mod set;
+pub mod watch;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use thiserror::Error;
-use uuid::Uuid;
 
-pub use quota::{Bucket, OverQuota, Rate, RateError};
+pub use credentials::Credentials;
+pub use quota::{Bucket, OverQuota, QuotaSettings, Quotas, Rate, RateError};
+pub use set::{Description, Set};
 
+use self::{
+    external::External,
+    key::{Key, Refused, Scope},
+};
 use crate::{event::Retention, ids::TenantId};
 
-/// SHA-256 of an API key.
-pub type KeySum = [u8; 32];
-
-/// Hashes a key as it is held.
-pub fn key_sum(key: &[u8]) -> KeySum {
-    Sha256::digest(key).into()
-}
-
 /// One customer.
+#[derive(Debug)]
 pub struct Tenant {
     /// The id under which every row is written.
     pub id: TenantId,
+    /// For people; may be empty.
+    pub name: Box<str>,
+    /// Its keys are known and not taken.
+    pub disabled: bool,
     /// How long its rows are kept.
     pub retention: Retention,
-    /// Events a second.
-    pub events: Bucket,
-    /// KiB of request bodies a second.
-    pub kib: Bucket,
-    /// Its keys.
-    pub keys: Vec<KeySum>,
+    /// How much it may send.
+    pub quotas: Arc<Quotas>,
 }
 
-/// Why a request is nobody's.
+/// Whom a request was found to come from.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The tenant.
+    pub tenant: Arc<Tenant>,
+    /// The key that was shown.
+    pub key: Arc<Key>,
+}
+
+/// Why a request is nobody's, or may not do what it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AuthError {
-    /// No `Authorization` header.
-    #[error("send \"Authorization: Bearer <tenant_id>:<api_key>\"")]
+    /// No key.
+    #[error("send \"Authorization: Bearer <key>\", \"Bearer <tenant_id>:<key>\" or \"X-Api-Key: <key>\"")]
     Missing,
     /// A header of another form.
-    #[error("\"Authorization\" must be \"Bearer <tenant_id>:<api_key>\", with the tenant's UUID")]
+    #[error("the key must be sent as \"Authorization: Bearer <key>\", \"Bearer <tenant_id>:<key>\" or \"X-Api-Key: <key>\", whole and in visible ASCII")]
     Malformed,
-    /// No such tenant, or not its key: which of them is not told.
-    #[error("the tenant or its key is not known here")]
+    /// No such key, or not of that tenant: which of them is not told.
+    #[error("the key is not known here")]
     Invalid,
+    /// Its time is over.
+    #[error("the key has expired: ask for a new one")]
+    Expired,
+    /// It was revoked.
+    #[error("the key was revoked: ask for a new one")]
+    Revoked,
+    /// The tenant is switched off.
+    #[error("the tenant is disabled: ask whoever runs this engine")]
+    Disabled,
+    /// The key is for other things.
+    #[error("the key has not the scope \"{0}\"")]
+    Scope(Scope),
+    /// The key is for other pages.
+    #[error("the key may be used by pages of its own origins only")]
+    Origin,
+    /// The key is not in the tenants' file, and the service that may know it does not answer.
+    #[error("the service that knows the keys does not answer: send it again")]
+    Unavailable,
 }
 
-/// All tenants. Read-only once built; shared by reference.
-#[derive(Default)]
+impl From<Refused> for AuthError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Expired => Self::Expired,
+            Refused::Revoked => Self::Revoked,
+            Refused::Scope(scope) => Self::Scope(scope),
+            Refused::Origin => Self::Origin,
+        }
+    }
+}
+
+/// All tenants, as they are now. Cheap to clone; clones share them.
+#[derive(Clone)]
 pub struct Tenants {
-    by_id: HashMap<TenantId, Arc<Tenant>>,
+    set: Arc<ArcSwap<Set>>,
+    external: Option<External>,
 }
 
 impl Tenants {
-    /// The set of `tenants`; of two with one id the later one counts (the configuration refuses that before).
-    pub fn new(tenants: impl IntoIterator<Item = Tenant>) -> Self {
-        Self { by_id: tenants.into_iter().map(|tenant| (tenant.id, Arc::new(tenant))).collect() }
+    /// Begins with `set`; keys that it does not have are asked of `external`.
+    pub fn new(set: Set, external: Option<External>) -> Self {
+        Self { set: Arc::new(ArcSwap::from_pointee(set)), external }
     }
 
-    /// The tenant whose key `authorization` (the header's value) carries.
+    /// The tenants of the file, at this moment.
+    pub fn current(&self) -> Arc<Set> {
+        self.set.load_full()
+    }
+
+    /// Takes `tenants` instead. Requests in flight go on with what they found.
+    pub fn replace(&self, tenants: Vec<Description>) {
+        let set = Set::new(tenants, &self.set.load());
+        self.set.store(Arc::new(set));
+    }
+
+    /// Whose `credentials` are, if they may be used for `scope` by a page of `origin`.
     ///
     /// # Errors
-    /// [`AuthError`]; the time that it takes does not tell whether the tenant exists.
-    pub fn authenticate(&self, authorization: Option<&[u8]>) -> Result<Arc<Tenant>, AuthError> {
-        let header = authorization.ok_or(AuthError::Missing)?;
-        let header = std::str::from_utf8(header).map_err(|_| AuthError::Malformed)?;
-        let (scheme, credentials) = header.trim().split_once(' ').ok_or(AuthError::Malformed)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(AuthError::Malformed);
-        }
-        let (tenant, key) = credentials.trim_start().split_once(':').ok_or(AuthError::Malformed)?;
-        let tenant = Uuid::try_parse(tenant).map_err(|_| AuthError::Malformed)?;
-
-        // The hash is made before the look-up, so that both outcomes of the look-up have paid for it.
-        let sum = key_sum(key.as_bytes());
-        let tenant = self.by_id.get(&TenantId(tenant)).ok_or(AuthError::Invalid)?;
-        let known = tenant.keys.iter().fold(subtle::Choice::from(0), |known, key| known | key.ct_eq(&sum));
-        if bool::from(known) { Ok(Arc::clone(tenant)) } else { Err(AuthError::Invalid) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-
-    use super::*;
-
-    #[test]
-    fn a_key_opens_its_own_tenant_only() {
-        let unlimited = || Bucket::new(None);
-        let tenant = |id: u128, keys: &[&str]| Tenant {
-            id: TenantId(Uuid::from_u128(id)),
-            retention: Retention::Keep,
-            events: unlimited(),
-            kib: unlimited(),
-            keys: keys.iter().map(|key| key_sum(key.as_bytes())).collect(),
+    /// [`AuthError`]. What is told to a wrong key is the same whether or not the tenant exists.
+    pub async fn authenticate(
+        &self,
+        credentials: Credentials<'_>,
+        scope: Scope,
+        origin: Option<&str>,
+    ) -> Result<Caller, AuthError> {
+        let found = self.set.load().find(&credentials);
+        let caller = match (found, &self.external) {
+            (Some(caller), _) => caller,
+            (None, Some(external)) => external.find(&credentials, &self.set).await?,
+            (None, None) => return Err(AuthError::Invalid),
         };
-        let tenants = Tenants::new([tenant(1, &["a", "b:c"]), tenant(2, &["d"])]);
-        let of = |header: &str| tenants.authenticate(Some(header.as_bytes())).map(|tenant| tenant.id.0.as_u128());
-        let one = "00000000-0000-0000-0000-000000000001";
-        assert_eq!(of(&format!("Bearer {one}:a")), Ok(1));
-        assert_eq!(of(&format!("bearer  {one}:b:c")), Ok(1));
-        assert_eq!(of("Bearer 00000000-0000-0000-0000-000000000002:d"), Ok(2));
-        assert_eq!(of(&format!("Bearer {one}:d")), Err(AuthError::Invalid));
-        assert_eq!(of(&format!("Bearer {one}:")), Err(AuthError::Invalid));
-        assert_eq!(of("Bearer 00000000-0000-0000-0000-000000000003:a"), Err(AuthError::Invalid));
-        for malformed in ["", "Bearer", "Bearer a", "Bearer x:a", "Basic eDph", one] {
-            assert_eq!(of(malformed), Err(AuthError::Malformed), "{malformed}");
-        }
-        assert_eq!(tenants.authenticate(None).err(), Some(AuthError::Missing));
-        assert_eq!(tenants.authenticate(Some(&[0xff])).err(), Some(AuthError::Malformed));
+        caller.key.check(Timestamp::now(), scope, origin)?;
+        if caller.tenant.disabled { Err(AuthError::Disabled) } else { Ok(caller) }
     }
 }

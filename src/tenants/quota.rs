@@ -40,7 +40,39 @@ impl Rate {
     }
 }
 
+/// How much a tenant may send; `None` is unlimited.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct QuotaSettings {
+    /// Events a second.
+    pub events: Option<Rate>,
+    /// KiB of request bodies a second.
+    pub kib: Option<Rate>,
+}
+
+/// What a tenant has used up.
+#[derive(Debug)]
+pub struct Quotas {
+    /// Events a second.
+    pub events: Bucket,
+    /// KiB of request bodies a second.
+    pub kib: Bucket,
+    settings: QuotaSettings,
+}
+
+impl Quotas {
+    /// Full buckets.
+    pub fn new(settings: &QuotaSettings) -> Self {
+        Self { events: Bucket::new(settings.events), kib: Bucket::new(settings.kib), settings: settings.clone() }
+    }
+
+    /// What they were made of.
+    pub fn settings(&self) -> &QuotaSettings {
+        &self.settings
+    }
+}
+
 /// One tenant's bucket of one kind.
+#[derive(Debug)]
 pub struct Bucket {
     limiter: Option<DefaultDirectRateLimiter>,
 }

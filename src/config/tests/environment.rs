@@ -1,7 +1,9 @@
 use super::{errors, file, load};
 
 fn warnings(entries: &[(&str, &str)]) -> Vec<String> {
-    let (_, warnings) = load("[[tenants]]\nid = \"00000000-0000-0000-0000-000000000001\"\napi_keys = [\"k\"]", entries);
+    // Without tenants there would be a warning of that.
+    let tenants: std::path::PathBuf = [env!("CARGO_MANIFEST_DIR"), "config", "tenants.toml"].iter().collect();
+    let (_, warnings) = load(&format!("[auth]\ntenants_file = {:?}", tenants.display().to_string()), entries);
     warnings.iter().map(ToString::to_string).collect()
 }
 

@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::super::{
-    Config, Origin, REFERENCE, Retention, environment as names, file, schema::KEYS, tenants::TENANT_KEYS,
+    Config, Origin, REFERENCE, Retention, environment as names, file,
+    schema::KEYS,
+    tenants::{KEY_KEYS, TENANT_KEYS},
 };
 use super::{development, environment, load};
+use crate::tenants::key::KeySum;
 
 #[test]
 fn every_key_of_the_schema_has_a_default_and_no_other_key_stands_in_the_reference() {
@@ -30,19 +33,27 @@ fn every_key_is_explained_by_a_comment_right_above_it() {
 }
 
 #[test]
-fn the_keys_of_a_tenant_are_explained_and_no_others() {
-    let section = REFERENCE.split("\n# [[tenants]]\n").nth(1).unwrap();
-    let named: BTreeSet<_> = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("# ")?.split_once(" = "))
-        .map(|(key, _)| key)
-        .filter(|key| !key.contains(' '))
-        .collect();
-    assert_eq!(named, TENANT_KEYS.iter().copied().collect());
-    let examples = section.lines().filter(|line| line.contains(" = ")).filter_map(|line| line.strip_prefix("# "));
-    let uncommented = examples.collect::<Vec<_>>().join("\n");
-    let (config, _) = load(&format!("[[tenants]]\n{uncommented}"), &[]);
-    assert_eq!(config.tenants[0].name, "example");
+fn the_keys_of_tenants_are_explained_and_no_others() {
+    let example = include_str!("../../../config/tenants.toml");
+    let lines: Vec<&str> = example.lines().collect();
+    let key_of = |line: &'static str| {
+        let (key, _) = line.trim_start_matches("# ").split_once(" = ")?;
+        (!key.contains(' ')).then_some(key)
+    };
+    let mut named = BTreeSet::new();
+    for (index, line) in lines.iter().enumerate() {
+        let Some(key) = key_of(line) else { continue };
+        named.insert(key);
+        assert!(lines[index - 1].starts_with("# ") && key_of(lines[index - 1]).is_none(), "no comment above {line}");
+    }
+    let known = TENANT_KEYS.iter().chain(KEY_KEYS).copied().filter(|key| *key != "keys");
+    assert_eq!(named, known.collect());
+    // What is commented out would be taken too.
+    let uncommented: Vec<_> =
+        lines.iter().map(|line| if key_of(line).is_some() { line.trim_start_matches("# ") } else { line }).collect();
+    let (config, _) = Config::load(None, &environment(&[])).unwrap();
+    let tenants = config.tenant_defaults().parse(&uncommented.join("\n"), "example".as_ref());
+    assert_eq!(tenants.unwrap_or_else(|errors| panic!("{errors}"))[0].keys.len(), 1);
 }
 
 #[test]
@@ -58,7 +69,7 @@ fn the_defaults_are_what_the_reference_promises() {
     assert_eq!(config.redpanda.brokers, [""; 0]);
     assert_eq!(config.clickhouse.url, None);
     assert_eq!(config.clickhouse_path(), std::path::Path::new("data").join("clickhouse"));
-    assert!(config.tenants.is_empty());
+    assert!(config.tenants.tenants.is_empty());
     assert_eq!(config.development_warning(), None);
     let warned: Vec<_> = warnings.iter().map(|warning| warning.name.as_str()).collect();
     assert_eq!(warned, ["tenants"]);
@@ -75,8 +86,9 @@ fn development_binds_to_this_machine_and_warns_of_its_key() {
     let (config, warnings) = Config::load(Some(&development()), &environment(&[])).unwrap();
     assert!(config.server.host.is_loopback());
     assert_eq!(config.server.admin_listen, None);
-    assert_eq!(config.tenants[0].id.to_string(), "00000000-0000-0000-0000-000000000000");
-    assert_eq!(config.tenants[0].api_keys[0].expose(), "secret");
+    let tenant = &config.tenants.tenants[0];
+    assert_eq!(tenant.id.to_string(), "00000000-0000-0000-0000-000000000000");
+    assert_eq!(tenant.keys[0].sum, KeySum::of("secret"));
     assert!(config.development_warning().unwrap().contains("00000000-0000-0000-0000-000000000000"));
     assert_eq!(warnings, []);
 }

@@ -58,6 +58,18 @@ impl Log {
     }
 }
 
+/// A section of the tenants' file: a tenant with `settings` of its own, and its keys.
+pub fn tenant_section(id: &str, keys: &[&str], settings: &str) -> String {
+    let key = |key: &&str| format!("[[tenants.keys]]\nname = {key:?}\nsha256 = \"{}\"\n", sha256(key));
+    let keys: Vec<_> = keys.iter().map(key).collect();
+    format!("[[tenants]]\nid = \"{id}\"\n{settings}\n{}\n", keys.concat())
+}
+
+/// SHA-256, in hexadecimal.
+pub fn sha256(text: &str) -> String {
+    openssl::sha::sha256(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// How to start an engine. Ports are chosen by the system.
 pub struct Setup {
     folder: PathBuf,
@@ -70,6 +82,11 @@ impl Setup {
     /// An engine whose files are in `folder`.
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), top: String::new(), sections: String::new(), environment: Vec::new() }
+    }
+
+    /// The tenants' file; with the one test tenant, unless the test has written another before it starts the engine.
+    pub fn tenants_file(&self) -> PathBuf {
+        self.folder.join("tenants.toml")
     }
 
     /// Adds TOML behind the sections that every test engine has.
@@ -96,10 +113,13 @@ impl Setup {
     pub fn command(&self, subcommand: &str) -> Command {
         let file = self.folder.join("engine.toml");
         let data = self.folder.join("data").display().to_string();
+        let tenants = self.tenants_file().display().to_string();
+        if !self.tenants_file().exists() {
+            std::fs::write(self.tenants_file(), tenant_section(TENANT, &[KEY], "")).unwrap();
+        }
         let toml = format!(
             "data_dir = {data:?}\n{}\n[server]\nhost = \"127.0.0.1\"\nport = 0\nadmin_listen = \"\"\n\
-             [clickhouse.embedded]\nport = 0\n[log]\nformat = \"json\"\n{}\n\
-             [[tenants]]\nid = \"{TENANT}\"\napi_keys = [\"{KEY}\"]\n",
+             [auth]\ntenants_file = {tenants:?}\n[clickhouse.embedded]\nport = 0\n[log]\nformat = \"json\"\n{}\n",
             self.top, self.sections
         );
         std::fs::write(&file, toml).unwrap();

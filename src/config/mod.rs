@@ -57,8 +57,8 @@ pub use kinds::{
     BrokerCompression, ClickHouseCompression, Durability, Isolation, LogFormat, Migrate, Secret, Tier, WalCodec,
 };
 pub use schema::{
-    Auth, ClickHouse, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults, Server, Shutdown,
-    Sink, Wal,
+    Auth, ClickHouse, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults, Server,
+    Shutdown, Sink, Wal,
 };
 pub use tenants::{Tenant, TenantDefaults, TenantsFile};
 pub use units::{ByteSize, Retention, Span};
@@ -213,11 +213,7 @@ impl Config {
 
     /// What the tenants of the file are resolved with.
     pub fn tenant_defaults(&self) -> TenantDefaults {
-        TenantDefaults {
-            quota: self.quota.clone(),
-            retention: self.retention.default,
-            limits: self.limits.clone(),
-        }
+        TenantDefaults { quota: self.quota.clone(), retention: self.retention.default, limits: self.limits.clone() }
     }
 
     /// What to warn of at start when the key of the development's tenant, which everybody knows, is taken.

@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use super::{error::Origin, raw::Setting, schema::KEYS};
 
 /// Writes every key with its value; one that is not the default is followed by where it came from. Secrets are hidden.
-pub(super) fn render(
-    defaults: &BTreeMap<&'static str, Setting>,
-    given: &BTreeMap<&'static str, Setting>,
-) -> String {
+pub(super) fn render(defaults: &BTreeMap<&'static str, Setting>, given: &BTreeMap<&'static str, Setting>) -> String {
     let mut text = String::new();
     let mut section = "";
     for key in KEYS {

@@ -11,7 +11,10 @@ use std::{
 };
 
 use super::{
-    compound::{BrokerList, Identifier, KafkaName, OptionalEndpoint, OptionalIdentifier, OptionalUrl, Properties, RoleList, Roles},
+    compound::{
+        BrokerList, Identifier, KafkaName, OptionalEndpoint, OptionalIdentifier, OptionalUrl, Properties, RoleList,
+        Roles,
+    },
     kinds::{
         BrokerCompression, Bytes, ClickHouseCompression, Durability, FilePath, Flag, Host, Interval, Isolation, Kind,
         Listen, LogFilter, LogFormat, Migrate, OptionalInterval, OptionalPath, Ratio, RetentionText, Secret,

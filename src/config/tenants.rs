@@ -206,7 +206,10 @@ impl<'a, 'e> Fields<'a, 'e> {
         if let Some(id) = id
             && let Some(first) = seen.ids.insert(id, self.path.clone())
         {
-            self.wrong("id", Problem::new(format!("the id of {} too", dotless(&first)), "give every tenant its own id"));
+            self.wrong(
+                "id",
+                Problem::new(format!("the id of {} too", dotless(&first)), "give every tenant its own id"),
+            );
         }
         let name = self.get::<Text>("name").unwrap_or_default();
         let disabled = self.get::<Flag>("disabled").unwrap_or(false);

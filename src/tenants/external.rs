@@ -107,7 +107,10 @@ struct Known {
 
 #[derive(Clone)]
 enum Identity {
-    Of { tenant: Arc<Tenant>, key: Arc<Key> },
+    Of {
+        tenant: Arc<Tenant>,
+        key: Arc<Key>,
+    },
     Nobody,
     /// The service did not answer.
     Unknown,
@@ -171,11 +174,7 @@ impl External {
     }
 
     /// Whose key that is. The tenant is the one of `file` where that has it.
-    pub(super) async fn find(
-        &self,
-        credentials: &Credentials<'_>,
-        file: &ArcSwap<Set>,
-    ) -> Result<Caller, AuthError> {
+    pub(super) async fn find(&self, credentials: &Credentials<'_>, file: &ArcSwap<Set>) -> Result<Caller, AuthError> {
         let identity = self.identity(credentials).await;
         let (tenant, key) = match identity {
             Identity::Of { tenant, key } => (tenant, key),

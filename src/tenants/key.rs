@@ -187,7 +187,9 @@ impl FromStr for Origin {
         let (name, port) = host.rsplit_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
         let name = name.strip_prefix("*.").unwrap_or(name);
         let valid = !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'[' | b']' | b':'))
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'[' | b']' | b':'))
             && port.is_none_or(|port| port.parse::<u16>().is_ok());
         if valid { Ok(Self(text.into())) } else { Err(wrong()) }
     }
@@ -276,10 +278,7 @@ mod tests {
         assert!(one != two && is_well_formed(&one) && one.len() == 68, "{one}");
         assert_eq!(KeySum::from_hex(&KeySum::of(&one).to_string()), Some(KeySum::of(&one)));
         // The example of FIPS 180-2.
-        assert_eq!(
-            KeySum::of("abc").to_string(),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(KeySum::of("abc").to_string(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         for wrong in ["", "a b", "iek_12", &format!("{one}0"), &"x".repeat(257), "schl\u{fc}ssel"] {
             assert!(!is_well_formed(wrong), "{wrong}");
         }
@@ -298,7 +297,8 @@ mod tests {
         }
         let below = origin("https://*.shop.example").unwrap();
         assert!(below.allows("https://a.shop.example") && below.allows("https://a.b.SHOP.example"));
-        for other in ["https://shop.example", "https://.shop.example", "https://evilshop.example", "http://a.shop.example"]
+        for other in
+            ["https://shop.example", "https://.shop.example", "https://evilshop.example", "http://a.shop.example"]
         {
             assert!(!below.allows(other), "{other}");
         }

@@ -65,7 +65,9 @@ pub enum AuthError {
     #[error("send \"Authorization: Bearer <key>\", \"Bearer <tenant_id>:<key>\" or \"X-Api-Key: <key>\"")]
     Missing,
     /// A header of another form.
-    #[error("the key must be sent as \"Authorization: Bearer <key>\", \"Bearer <tenant_id>:<key>\" or \"X-Api-Key: <key>\", whole and in visible ASCII")]
+    #[error(
+        "the key must be sent as \"Authorization: Bearer <key>\", \"Bearer <tenant_id>:<key>\" or \"X-Api-Key: <key>\", whole and in visible ASCII"
+    )]
     Malformed,
     /// No such key, or not of that tenant: which of them is not told.
     #[error("the key is not known here")]

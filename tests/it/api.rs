@@ -149,7 +149,7 @@ fn each_limit_has_its_own_error() {
         let body = problem(&engine.ingest(vec![b' '; over]), 413, "body_too_large");
         assert!(body["detail"].as_str().unwrap().contains("8388608"), "{body}");
     }
-    problem(&engine.post("Bearer nonsense", &[], &vec![b' '; 8 << 20]), 401, "malformed_credentials");
+    problem(&engine.post("Bearer nonsense", &[], &vec![b' '; 8 << 20]), 401, "key_invalid");
 
     let bomb = zstd::stream::encode_all(&vec![b' '; (32 << 20) + 1][..], 1).unwrap();
     let answer = engine.post(&bearer, &[("content-encoding", "zstd")], &bomb);
@@ -182,10 +182,10 @@ fn only_a_tenants_own_key_opens_and_only_for_itself() {
     let (_home, engine) = engine("");
     let body = event().to_string();
     for (authorization, code) in [
-        (format!("Bearer {TENANT}:wrong"), "invalid_credentials"),
-        (format!("Bearer 00000000-0000-0000-0000-00000000000a:{KEY}"), "invalid_credentials"),
-        ("Bearer nonsense".to_owned(), "malformed_credentials"),
-        (format!("Basic {TENANT}:{KEY}"), "malformed_credentials"),
+        (format!("Bearer {TENANT}:wrong"), "key_invalid"),
+        (format!("Bearer 00000000-0000-0000-0000-00000000000a:{KEY}"), "key_invalid"),
+        ("Bearer nonsense".to_owned(), "key_invalid"),
+        (format!("Basic {TENANT}:{KEY}"), "key_malformed"),
     ] {
         let answer = engine.post(&authorization, &[], body.as_bytes());
         problem(&answer, 401, code);
@@ -193,7 +193,7 @@ fn only_a_tenants_own_key_opens_and_only_for_itself() {
     }
     let curl = Command::new("curl").args(["-sS", "-d", "[]", &format!("{}/ingest", engine.api())]).output().unwrap();
     let answer: Value = serde_json::from_slice(&curl.stdout).unwrap();
-    assert_eq!(answer["code"], "missing_credentials");
+    assert_eq!(answer["code"], "key_missing");
 
     let foreign = json!({"type": "custom", "name": "n", "tenant_id": "00000000-0000-0000-0000-00000000000a"});
     let body = problem(&engine.ingest(foreign.to_string()), 400, "all_events_rejected");

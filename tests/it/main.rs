@@ -23,3 +23,4 @@ mod plugin_registry;
 mod plugin_tables;
 mod plugins;
 mod sink;
+mod tenants;

@@ -85,8 +85,10 @@ fn wrong_tenants_are_told_apart() {
         ),
         (
             format!("{TENANT}{key}[[tenants]]\nid = \"00000000-0000-0000-0000-000000000002\"\n{key}"),
-            &["tenants[1].keys[0].sha256 (FILE line 8): the key of tenants[0].keys[0] too, so that it says of nobody whose \
-               it is; give every tenant keys of its own"],
+            &[
+                "tenants[1].keys[0].sha256 (FILE line 8): the key of tenants[0].keys[0] too, so that it says of nobody whose \
+               it is; give every tenant keys of its own",
+            ],
         ),
         (
             format!("{TENANT}[[tenants.keys]]\nname = \"x\"\n[[tenants.keys]]\nsha256 = \"2bb8\""),
@@ -109,7 +111,9 @@ fn wrong_tenants_are_told_apart() {
         ),
         (
             format!("{TENANT}{key}scopes = []"),
-            &["tenants[0].keys[0].scopes (FILE line 5): no scope; give \"ingest\", \"read\", \"admin\" or several of them"],
+            &[
+                "tenants[0].keys[0].scopes (FILE line 5): no scope; give \"ingest\", \"read\", \"admin\" or several of them",
+            ],
         ),
         (
             format!("{TENANT}evnts_burst = 1\nfoo = 1\n[[tenants.keys]]\nkey = \"iek_geheim\"\nsha256 = \"{sum}\""),
@@ -123,8 +127,10 @@ fn wrong_tenants_are_told_apart() {
         ),
         (
             format!("{TENANT}[[tenants.keys]]\nsha256 = \"iek_geheim\""),
-            &["tenants[0].keys[0].sha256 (FILE line 4): the key itself, which must stand in no file; give the 64 hexadecimal \
-               digits of the key's SHA-256 (printf %s KEY | sha256sum)"],
+            &[
+                "tenants[0].keys[0].sha256 (FILE line 4): the key itself, which must stand in no file; give the 64 hexadecimal \
+               digits of the key's SHA-256 (printf %s KEY | sha256sum)",
+            ],
         ),
         (
             format!("{TENANT}events_burst = 9999\nkib_burst = 1"),
@@ -138,25 +144,27 @@ fn wrong_tenants_are_told_apart() {
         (
             format!("{TENANT}tier = \"gold\"\nretention = \"8d1h\""),
             &[
-                "tenants[0].tier = \"gold\" (FILE line 3): unknown value; give \"free\", \"paid\" or \"enterprise\"",
+                "tenants[0].tier = \"gold\" (FILE line 3): unknown choice; give \"free\", \"paid\" or \"enterprise\"",
                 "tenants[0].retention = \"8d1h\" (FILE line 4): unknown unit \"d1h\"; give hours up to 7 days (\"24h\"), else \
                  whole days (\"90d\") up to \"25000d\", or \"keep\" to store for ever",
             ],
         ),
         (
             format!("{TENANT}tier = \"free\"\nretention = \"90d\""),
-            &["tenants[0].retention = \"90d\" (FILE line 4): the tier \"free\" has its own; remove it, or give tier = \
-               \"enterprise\""],
+            &[
+                "tenants[0].retention = \"90d\" (FILE line 4): the tier \"free\" has its own; remove it, or give tier = \
+               \"enterprise\"",
+            ],
         ),
         (
             "tenants = \"all\"".to_owned(),
             &["tenants = \"all\" (FILE line 1): not a list of tables; write one section [[tenants]] for each"],
         ),
-        ("tenants = [1]".to_owned(), &["tenants[0] (FILE line 1): not a table; write one section [[tenants]] for each"]),
         (
-            "[[tenant]]\nid = \"x\"".to_owned(),
-            &["tenant (FILE line 1): unknown key; did you mean tenants?"],
+            "tenants = [1]".to_owned(),
+            &["tenants[0] (FILE line 1): not a table; write one section [[tenants]] for each"],
         ),
+        ("[[tenant]]\nid = \"x\"".to_owned(), &["tenant (FILE line 1): unknown key; did you mean tenants?"]),
         ("[[tenants]]\nid = ".to_owned(), &["syntax (FILE line 2): string values must be quoted; correct the TOML"]),
     ] {
         let found = wrong(&defaults(), &text);

@@ -209,15 +209,7 @@ fn every_wrong_key_is_reported_at_once() {
     let text = "rolls = []\n[server]\nport = \"x\"\nhost = 1\n[sink]\nmax_rows = 0\n[[tenants]]\nid = \"\"\n";
     let all = errors(text, &[("INGESTION_DATA_DIR", ""), ("INGESTION_LOG_FORMAT", "xml")]);
     let keys: Vec<_> = all.iter().map(|error| error.split([' ', ':']).next().unwrap()).collect();
-    let expected = [
-        "rolls",
-        "tenants",
-        "data_dir",
-        "server.host",
-        "server.port",
-        "sink.max_rows",
-        "log.format",
-    ];
+    let expected = ["rolls", "tenants", "data_dir", "server.host", "server.port", "sink.max_rows", "log.format"];
     assert_eq!(keys, expected);
 }
 

@@ -62,7 +62,15 @@ impl File {
                 table.insert(name, value(text));
             }
         }
-        table.decor_mut().set_prefix("\n");
+        // What stands in a file without tenants is its head, and not the end of the first one's section.
+        let head = if self.document.is_empty() {
+            let head = self.document.trailing().as_str().unwrap_or_default().to_owned();
+            self.document.set_trailing("");
+            head
+        } else {
+            String::new()
+        };
+        table.decor_mut().set_prefix(format!("{head}\n"));
         self.tenants()?.push(table);
         Ok(())
     }

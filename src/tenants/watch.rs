@@ -82,9 +82,9 @@ impl Watch {
                 Ok(Some(now)) => self.take(now).await,
                 Ok(None) => {
                     self.taken = None;
-                    self.refuse(format!("{} is gone", self.path.display()));
+                    self.refuse(&format!("{} is gone", self.path.display()));
                 }
-                Err(error) => self.refuse(format!("{} cannot be looked at: {error}", self.path.display())),
+                Err(error) => self.refuse(&format!("{} cannot be looked at: {error}", self.path.display())),
             }
         }
     }
@@ -111,11 +111,11 @@ impl Watch {
                 tracing::info!(tenants = set.len(), keys = set.keys(), "took the tenants' file again");
                 self.health.up();
             }
-            Err(reason) => self.refuse(reason),
+            Err(reason) => self.refuse(&reason),
         }
     }
 
-    fn refuse(&self, reason: String) {
+    fn refuse(&self, reason: &str) {
         let reason = format!("the tenants stay as they were: {reason}");
         // Said once, and again only when it is something else.
         if self.health.current().and_then(|report| report.reason).as_deref() != Some(&reason) {

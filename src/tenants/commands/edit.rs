@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     ids::TenantId,
-    tenants::key::{Key, KeySum},
+    tenants::key::{Key, KeySum, Origin, Scope},
 };
 
 /// What a new file begins with.
@@ -91,10 +91,10 @@ impl File {
             table.insert("name", value(&*key.name));
         }
         table.insert("sha256", value(key.sum.to_string()));
-        let scopes = key.scopes.iter().map(|scope| scope.as_str());
+        let scopes = key.scopes.iter().map(Scope::as_str);
         table.insert("scopes", value(scopes.collect::<toml_edit::Array>()));
         if !key.origins.is_empty() {
-            let origins = key.origins.iter().map(|origin| origin.as_str());
+            let origins = key.origins.iter().map(Origin::as_str);
             table.insert("origins", value(origins.collect::<toml_edit::Array>()));
         }
         if let Some(expires) = key.expires {
@@ -160,7 +160,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use crate::tenants::key::Scope;
 
     fn key(name: &str, origins: &[&str]) -> Key {
         Key {

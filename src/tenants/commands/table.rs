@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::{config::Tenant, tenants::key::Key};
+use crate::{
+    config::Tenant,
+    tenants::key::{Key, Origin, Scope},
+};
 
 /// A line for each tenant.
 pub(super) fn tenants(tenants: &[Tenant], as_json: bool) -> Result<String, serde_json::Error> {
@@ -22,7 +25,7 @@ pub(super) fn tenants(tenants: &[Tenant], as_json: bool) -> Result<String, serde
                 "keys": active(tenant),
             })
         };
-        return json_text(tenants.iter().map(tenant).collect());
+        return json_text(&tenants.iter().map(tenant).collect::<Vec<_>>());
     }
     let row = |tenant: &Tenant| {
         [
@@ -48,12 +51,12 @@ pub(super) fn keys(keys: &[Key], as_json: bool) -> Result<String, serde_json::Er
                 "name": key.name,
                 "state": key.state(now),
                 "scopes": key.scopes.iter().collect::<Vec<_>>(),
-                "origins": key.origins.iter().map(|origin| origin.as_str()).collect::<Vec<_>>(),
+                "origins": key.origins.iter().map(Origin::as_str).collect::<Vec<_>>(),
                 "expires": key.expires,
                 "revoked": key.revoked,
             })
         };
-        return json_text(keys.iter().map(key).collect());
+        return json_text(&keys.iter().map(key).collect::<Vec<_>>());
     }
     let moment = |at: Option<Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());
     let row = |key: &Key| {
@@ -61,8 +64,8 @@ pub(super) fn keys(keys: &[Key], as_json: bool) -> Result<String, serde_json::Er
             key.sum.short(),
             or_dash(&key.name),
             key.state(now).to_owned(),
-            key.scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(","),
-            or_dash(&key.origins.iter().map(|origin| origin.as_str()).collect::<Vec<_>>().join(",")),
+            key.scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(","),
+            or_dash(&key.origins.iter().map(Origin::as_str).collect::<Vec<_>>().join(",")),
             moment(key.expires),
             moment(key.revoked),
         ]
@@ -79,8 +82,8 @@ fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
-fn json_text(values: Vec<Value>) -> Result<String, serde_json::Error> {
-    serde_json::to_string_pretty(&values).map(|text| text + "\n")
+fn json_text(values: &[Value]) -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(values).map(|text| text + "\n")
 }
 
 fn aligned<const N: usize>(head: [&str; N], rows: &[[String; N]], none: &str) -> String {

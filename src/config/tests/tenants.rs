@@ -158,7 +158,7 @@ fn wrong_tenants_are_told_apart() {
         ),
         (
             "tenants = \"all\"".to_owned(),
-            &["tenants = \"all\" (FILE line 1): not a list of tables; write one section [[tenants]] for each"],
+            &["tenants (FILE line 1): not a list of tables; write one section [[tenants]] for each"],
         ),
         (
             "tenants = [1]".to_owned(),

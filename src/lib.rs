@@ -22,7 +22,7 @@
 //!
 //! On a node without brokers the sink reads the log itself; the sink sees ranges in both cases
 //! ([`sink::source::Source`]). [`serve`] puts a node together, starts it and stops it in order. What cannot be delivered
-//! is kept with its reason ([`dead_letters`]); what happens is counted ([`metrics`]) and told ([`health`]).
+//! is kept with its reason ([`dead_letters`]); what was erased on request stays so ([`erasure`]); what happens is counted ([`metrics`]) and told ([`health`]).
 //!
 //! Every stage knows the event and the handle of the next stage, never the one after. `event` knows nobody.
 
@@ -40,6 +40,7 @@ pub mod clickhouse;
 pub mod cli;
 pub mod config;
 pub mod dead_letters;
+pub mod erasure;
 pub mod error_chain;
 pub mod folder_lock;
 pub mod health;

@@ -46,6 +46,13 @@ pub struct StageLabels {
     pub stage: &'static str,
 }
 
+/// Label of `sink_left_out`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LeftOutLabels {
+    /// `expired` (their time was over when they arrived) or `erased` (on request).
+    pub reason: &'static str,
+}
+
 /// Labels of `plugin_events`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PluginOutcomeLabels {
@@ -226,6 +233,8 @@ catalogue! {
     sink_rows: Counter = Counter::default();
     /// Parked events inserted into ClickHouse and acknowledged: they wait for `plugins reprocess`.
     sink_parked_rows: Counter = Counter::default();
+    /// Rows that were left out of inserts, by reason.
+    sink_left_out: Family<LeftOutLabels, Counter> = Family::default();
     /// Inserts acknowledged.
     sink_inserts: Counter = Counter::default();
     /// Duration of an insert, retries apart.

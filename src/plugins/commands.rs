@@ -203,8 +203,10 @@ fn resume(settings: &Settings, name: &str) -> Result<(), CommandError> {
 
 fn reprocess(settings: &Settings, name: String) -> Result<(), CommandError> {
     let words = |summary: &Summary| {
-        let Summary { stored, rejected, dropped, skipped, left } = summary;
-        format!("{stored} stored, {rejected} rejected, {dropped} dropped, {skipped} expired, {left} still parked")
+        let Summary { stored, rejected, dropped, erased, skipped, left } = summary;
+        format!(
+            "{stored} stored, {rejected} rejected, {dropped} dropped, {erased} erased, {skipped} expired, {left} still parked"
+        )
     };
     let request = Request::Reprocess { name };
     match control::ask::<Summary>(&settings.data_dir, &request, |summary| eprintln!("{}", words(summary))) {

@@ -47,6 +47,7 @@ use self::{page::Page, store::Store};
 use crate::{
     clickhouse::{Client, QueryError},
     dead_letters::{DeadLetter, DeadLetters},
+    erasure::Erasures,
     ids::{EventId, TenantId},
     metrics::{Metrics, ReprocessLabels},
     row::{BinaryError, Row},
@@ -112,6 +113,9 @@ pub struct Summary {
     pub rejected: u64,
     /// A plugin did not want them.
     pub dropped: u64,
+    /// Erased on request.
+    #[serde(default)]
+    pub erased: u64,
     /// Their retention is over.
     pub skipped: u64,
     /// Still parked.
@@ -217,8 +221,8 @@ impl Drop for Turn<'_> {
 
 impl<R: Rerun> Reprocess<R> {
     /// What reads and writes through `client` and runs plugins through `rerun`.
-    pub fn new(client: Client, rerun: R, letters: DeadLetters, metrics: Arc<Metrics>) -> Self {
-        Self { store: Store::new(client), rerun, letters, metrics, busy: Mutex::default() }
+    pub fn new(client: Client, erasures: Erasures, rerun: R, letters: DeadLetters, metrics: Arc<Metrics>) -> Self {
+        Self { store: Store::new(client, erasures), rerun, letters, metrics, busy: Mutex::default() }
     }
 
     /// Runs all events that are parked for `plugin` through the plugins, and stores what they accept. `progress` is told of
@@ -260,11 +264,12 @@ impl<R: Rerun> Reprocess<R> {
             let done = self.run_plugins(&page, &stored_before).await?;
             tell(Step::Run, summary)?;
             self.keep_letters(&page, &done).await?;
-            self.store.insert(&page, &done.accepted).await?;
+            let erased = self.store.insert(&page, &done.accepted).await?;
             tell(Step::Stored, summary)?;
             self.store.release(&page).await?;
             let counts = [
-                ("stored", done.accepted.len() + stored_before.len(), &mut summary.stored),
+                ("stored", done.accepted.len() - erased + stored_before.len(), &mut summary.stored),
+                ("erased", erased, &mut summary.erased),
                 ("rejected", done.rejected.len(), &mut summary.rejected),
                 ("dropped", done.dropped, &mut summary.dropped),
             ];

@@ -62,6 +62,39 @@ pub enum Row<'a> {
     Parked(ParkedRow<'a>),
 }
 
+impl Row<'_> {
+    /// Unix seconds from which it may be dropped.
+    pub fn expires_at(&self) -> u32 {
+        match self {
+            Self::Event(event) => event.expires_at,
+            Self::Parked(parked) => parked.expires_at,
+        }
+    }
+}
+
+/// The table that an insert is into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// `events`.
+    Events,
+    /// `parked_events`.
+    Parked,
+}
+
+/// Reads one complete row of an insert as [`write_insert_row`] wrote it, moving `input` past it.
+///
+/// # Errors
+/// [`BinaryError`] when the bytes do not begin with such a row.
+pub fn read_insert_row<'a>(table: Table, input: &mut &'a [u8]) -> Result<Row<'a>, BinaryError> {
+    let row = match table {
+        Table::Events => Row::Event(EventRow::read_binary(input)?),
+        Table::Parked => Row::Parked(ParkedRow::read_binary(input)?),
+    };
+    Origin::read_binary(input)?;
+    Position::read_binary(input)?;
+    Ok(row)
+}
+
 /// Decodes a row as [`encode`] or [`encode_parked`] wrote it, borrowing its texts.
 ///
 /// # Errors

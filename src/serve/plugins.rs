@@ -12,6 +12,7 @@ use super::{Common, settings, storage};
 use crate::{
     clickhouse::{Client, Mode, Template},
     config::Config,
+    erasure::Erasures,
     error_chain::chain,
     event::{self, Acceptance, Types},
     ids::TenantId,
@@ -35,6 +36,7 @@ pub(super) struct Reached {
     pub client: Client,
     pub template: Template,
     pub mode: Mode,
+    pub erasures: Erasures,
 }
 
 /// Set once ClickHouse was reached for the first time.
@@ -92,7 +94,7 @@ fn declare(common: &Common) -> registry::Declare {
             runtime.block_on(trial(reached, descriptor, event_bytes))?;
         }
         let before = tables.declare(descriptor).map_err(|error| format!("its tables cannot be noted: {error}"))?;
-        let Some(Reached { client, template, mode }) = reached else { return Ok(()) };
+        let Some(Reached { client, template, mode, .. }) = reached else { return Ok(()) };
         match runtime.block_on(tables.bring_up(client, template, *mode)) {
             Ok(()) => Ok(()),
             // ClickHouse went away: the sink makes them before the first row, as it does when it was away from the start.
@@ -136,11 +138,15 @@ struct Lazy {
 impl Lazy {
     fn connect(&self) -> Result<(Reprocess<Again>, Client, Template, Mode), String> {
         let Common { config, clickhouse, metrics, dead_letters, .. } = &self.common;
-        let (client, template, mode) = match clickhouse.get() {
-            Some(Reached { client, template, mode }) => (client.clone(), template.clone(), *mode),
+        let (client, template, mode, erasures) = match clickhouse.get() {
+            Some(Reached { client, template, mode, erasures }) => {
+                (client.clone(), template.clone(), *mode, erasures.clone())
+            }
             None if config.clickhouse.url.is_some() => {
                 let client = storage::remote_client(config).map_err(|error| format!("{error:#}"))?;
-                (client, settings::template(config, false), storage::mode(config))
+                // It does not confirm: a command that erases waits until it has been silent for long enough.
+                let erasures = Erasures::new(client.clone());
+                (client, settings::template(config, false), storage::mode(config), erasures)
             }
             None if config.process.roles.sink => return Err("ClickHouse has not been reached yet".to_owned()),
             None => {
@@ -156,7 +162,7 @@ impl Lazy {
             event_bytes: settings::limits(config).event_bytes,
             metrics: Arc::clone(metrics),
         };
-        let reprocess = Reprocess::new(client.clone(), again, dead_letters.clone(), Arc::clone(metrics));
+        let reprocess = Reprocess::new(client.clone(), erasures, again, dead_letters.clone(), Arc::clone(metrics));
         Ok((reprocess, client, template, mode))
     }
 }

@@ -13,11 +13,12 @@ use super::{
 use crate::{
     broker::{self, source::KafkaSource},
     clickhouse::{
-        Client, MigrateError, Migrator, Mode,
+        Client, MigrateError, Migrator, Mode, Template,
         embedded::{Supervisor, SupervisorSettings},
         wait_and_migrate,
     },
     config::{Config, Migrate},
+    erasure::Erasures,
     error_chain::chain,
     health::{Component, Health},
     metrics::Metrics,
@@ -65,7 +66,35 @@ async fn store(
         watching.drop_guard()
     });
     let (template, mode) = (settings::template(config, child.is_some()), mode(config));
-    common.clickhouse.get_or_init(|| Reached { client: client.clone(), template: template.clone(), mode });
+    let erasures = Erasures::new(client.clone());
+    common.clickhouse.get_or_init(|| Reached {
+        client: client.clone(),
+        template: template.clone(),
+        mode,
+        erasures: erasures.clone(),
+    });
+    // Until the last insert has ended; then it says that this sink has stopped.
+    let applying = CancellationToken::new();
+    let applied = tokio::spawn(erasures.clone().run(common.health.component("erasures"), applying.clone()));
+    let setup = SinkSetup { client, template, mode, erasures, health: sink_health };
+    let result = run_sink(common, log, setup, stop).await;
+    applying.cancel();
+    applied.await.context("applying what was erased")?;
+    result
+}
+
+/// What a sink is made of beside its source.
+struct SinkSetup {
+    client: Client,
+    template: Template,
+    mode: Mode,
+    erasures: Erasures,
+    health: Component,
+}
+
+async fn run_sink(common: &Common, log: Option<OpenLog>, setup: SinkSetup, stop: CancellationToken) -> Result<()> {
+    let config = &common.config;
+    let SinkSetup { client, template, mode, erasures, health } = setup;
     let tables = common.tables.clone();
     let (settings, metrics) = (settings::sink(config), Arc::clone(&common.metrics));
     let limits = settings::range_limits(config);
@@ -74,7 +103,7 @@ async fn store(
         let source =
             WalSource::open(wal, reader, limits, common.dead_letters.clone(), source_health, Arc::clone(&metrics))
                 .context("reading the write-ahead log")?;
-        let sink = Sink::new(source, client, settings, sink_health, metrics);
+        let sink = Sink::new(source, client, settings, health, metrics).with_erasures(erasures);
         sink.with_tables(tables, template, mode).run(stop).await?;
     } else {
         let source = KafkaSource::new(
@@ -85,10 +114,10 @@ async fn store(
             Arc::clone(&metrics),
         )
         .context("joining the consumer group")?;
-        let sink = Sink::new(source, client.clone(), settings, sink_health, metrics);
+        let sink = Sink::new(source, client.clone(), settings, health, metrics).with_erasures(erasures.clone());
         let events = sink.with_tables(tables, template, mode).run(stop.clone());
         let events = async { events.await.map_err(anyhow::Error::from) };
-        tokio::try_join!(events, store_parked(common, client, stop))?;
+        tokio::try_join!(events, store_parked(common, client, erasures, stop))?;
     }
     Ok(())
 }
@@ -99,7 +128,7 @@ const LOOK_FOR_PARKED: Duration = Duration::from_secs(15);
 
 /// Stores what the topic of parked events holds, once there is such a topic. Until then there is no consumer, no group and
 /// nothing in health.
-async fn store_parked(common: &Common, client: Client, stop: CancellationToken) -> Result<()> {
+async fn store_parked(common: &Common, client: Client, erasures: Erasures, stop: CancellationToken) -> Result<()> {
     let config = &common.config;
     let topic = settings::broker(config).parked();
     let coming = async {
@@ -127,7 +156,8 @@ async fn store_parked(common: &Common, client: Client, stop: CancellationToken) 
     )
     .context("joining the consumer group of parked events")?;
     let settings = sink::Settings { shows_lag: false, ..settings::sink(config) };
-    Sink::new(source, client, settings, health.component("parked_sink"), Arc::clone(metrics)).run(stop).await?;
+    let sink = Sink::new(source, client, settings, health.component("parked_sink"), Arc::clone(metrics));
+    sink.with_erasures(erasures).run(stop).await?;
     Ok(())
 }
 

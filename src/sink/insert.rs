@@ -13,16 +13,13 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Settings,
-    report::Report,
-    source::{Block, Range},
-};
+use super::{Settings, arrival, arrival::Arrival, report::Report, source::Range};
 use crate::{
     clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
-    metrics::Metrics,
+    erasure::{Erasures, Set},
+    metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
-    row::{EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS},
+    row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS},
 };
 
 /// How the storing of a range ended.
@@ -48,6 +45,9 @@ pub(super) enum AttemptError {
     /// Tables of plugins are not there (yet).
     #[error(transparent)]
     Plugins(#[from] TablesError),
+    /// What is to be inserted cannot be read, so that nobody knows what of it was erased.
+    #[error("the rows of the range cannot be read")]
+    Rows(#[from] BinaryError),
 }
 
 /// The tables of plugins, which stand before a row that needs them is inserted.
@@ -68,6 +68,7 @@ pub(super) struct Inserter {
     into_events: String,
     into_parked: String,
     gate: OnceLock<Gate>,
+    erasures: OnceLock<Erasures>,
     settings: Settings,
     report: Report,
     metrics: Arc<Metrics>,
@@ -80,13 +81,18 @@ impl Inserter {
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
-        let (schema_in_doubt, gate) = (AtomicBool::new(false), OnceLock::new());
-        Self { client, schema, schema_in_doubt, into_events, into_parked, gate, settings, report, metrics }
+        let (schema_in_doubt, gate, erasures) = (AtomicBool::new(false), OnceLock::new(), OnceLock::new());
+        Self { client, schema, schema_in_doubt, into_events, into_parked, gate, erasures, settings, report, metrics }
     }
 
     /// Lets nothing through before the tables of plugins stand. The first gate stays.
     pub(super) fn guard(&self, gate: Gate) {
         self.gate.get_or_init(|| gate);
+    }
+
+    /// Leaves out what was erased. The first handle stays.
+    pub(super) fn apply(&self, erasures: Erasures) {
+        self.erasures.get_or_init(|| erasures);
     }
 
     /// Inserts `range` until it is stored, its partition is taken away, or `stop` comes while it cannot be stored.
@@ -100,8 +106,8 @@ impl Inserter {
                 result = self.attempt(range) => result.map_err(Some),
             };
             match attempt {
-                Ok(took) => {
-                    self.stored(range, took);
+                Ok((arrival, took)) => {
+                    self.stored(range, &arrival, took);
                     return Outcome::Stored;
                 }
                 Err(None) => {
@@ -126,7 +132,7 @@ impl Inserter {
         }
     }
 
-    async fn attempt(&self, range: &Range) -> Result<Duration, AttemptError> {
+    async fn attempt(&self, range: &Range) -> Result<(Arrival, Duration), AttemptError> {
         if self.schema_in_doubt.load(Relaxed) {
             match self.schema.verify().await {
                 // A newer schema has every column that this version knows.
@@ -141,35 +147,50 @@ impl Inserter {
         {
             tables.bring_up(&self.client, template, *mode).await?;
         }
+        // Held until the inserts have ended: by then every sink that says so applies what it says.
+        let erased = match self.erasures.get() {
+            Some(erasures) => self.noted(erasures.lease().await)?,
+            None => Arc::new(Set::default()),
+        };
+        let now = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(u32::MAX - 1);
+        let arrival = arrival::sort(range, &erased, now)?;
         let started = Instant::now();
-        // A range of which every row went to the dead letters is only to be committed.
-        let events = Block { rows: range.rows, body: range.body.clone() };
-        for (statement, block) in [(&self.into_events, &events), (&self.into_parked, &range.parked)] {
+        // A range of which every row went to the dead letters, or was left out, is only to be committed.
+        for (statement, block) in [(&self.into_events, &arrival.events), (&self.into_parked, &arrival.parked)] {
             if block.rows == 0 {
                 continue;
             }
             let settings = insert_settings(&range.id, block.rows);
-            let result = self.client.insert(statement, &settings, block.body.clone()).await;
-            if let Err(error) = &result
-                && matches!(error.kind(), Kind::Infrastructure | Kind::Configuration)
-            {
-                self.schema_in_doubt.store(true, Relaxed);
-                if let Some(gate) = self.gate.get() {
-                    gate.tables.doubt();
-                }
-            }
-            result?;
+            self.noted(self.client.insert(statement, &settings, block.body.clone()).await)?;
         }
-        Ok(started.elapsed())
+        Ok((arrival, started.elapsed()))
     }
 
-    fn stored(&self, range: &Range, took: Duration) {
+    /// Remembers that the schema must be looked at when ClickHouse may not be the one that it was.
+    fn noted<T>(&self, result: Result<T, QueryError>) -> Result<T, QueryError> {
+        if let Err(error) = &result
+            && matches!(error.kind(), Kind::Infrastructure | Kind::Configuration)
+        {
+            self.schema_in_doubt.store(true, Relaxed);
+            if let Some(gate) = self.gate.get() {
+                gate.tables.doubt();
+            }
+        }
+        result
+    }
+
+    fn stored(&self, range: &Range, arrival: &Arrival, took: Duration) {
         self.report.resolved(&range.id);
-        self.metrics.sink_rows.inc_by(range.rows as u64);
-        self.metrics.sink_parked_rows.inc_by(range.parked.rows as u64);
-        self.metrics
-            .sink_inserts
-            .inc_by([range.rows, range.parked.rows].into_iter().filter(|rows| *rows > 0).count() as u64);
+        let rows = [arrival.events.rows, arrival.parked.rows];
+        self.metrics.sink_rows.inc_by(arrival.events.rows as u64);
+        self.metrics.sink_parked_rows.inc_by(arrival.parked.rows as u64);
+        self.metrics.sink_inserts.inc_by(rows.into_iter().filter(|rows| *rows > 0).count() as u64);
+        for (reason, count) in [("expired", arrival.expired), ("erased", arrival.erased)] {
+            if count > 0 {
+                self.metrics.sink_left_out.get_or_create(&LeftOutLabels { reason }).inc_by(count as u64);
+                tracing::info!(range = %range.id, reason, rows = count, "left rows out of an insert");
+            }
+        }
         self.metrics.sink_insert.observe(took.as_secs_f64());
     }
 }

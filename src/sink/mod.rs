@@ -15,8 +15,10 @@
 //! - A range whose partition is taken away is given up at once: its new owner repeats it.
 //! - On shutdown nothing new is taken, a running insert may finish within [`Settings::drain`], and one that is
 //!   waiting for its next attempt is left where it came from.
-//! - What this is not: it does not look into rows, and does not decide what a bad one is.
+//! - Rows whose time is over and rows that were erased on request are left out, and counted.
+//! - What this is not: it does not decide what a bad row is.
 
+mod arrival;
 mod insert;
 mod report;
 pub mod source;
@@ -34,10 +36,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clickhouse::{Client, Mode, Template},
+    erasure::Erasures,
     health::Component,
     metrics::Metrics,
     plugins::tables::Tables,
 };
+pub(crate) use arrival::rest;
 use insert::{Gate, Inserter, Outcome};
 pub(crate) use insert::{insert_settings, statement as insert_statement};
 use report::Report;
@@ -109,6 +113,13 @@ impl<S: Source> Sink<S> {
     #[must_use]
     pub fn with_tables(self, tables: Tables, template: Template, mode: Mode) -> Self {
         self.inserter.guard(Gate { tables, template, mode });
+        self
+    }
+
+    /// Leaves out the rows that `erasures` names, and inserts nothing while those cannot be read.
+    #[must_use]
+    pub fn with_erasures(self, erasures: Erasures) -> Self {
+        self.inserter.apply(erasures);
         self
     }
 

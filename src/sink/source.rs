@@ -74,6 +74,8 @@ pub struct Range {
     pub parked: Block,
     /// When the oldest row was accepted, in Unix milliseconds.
     pub oldest_received_at_ms: i64,
+    /// When the first of the rows expires, in Unix seconds.
+    pub first_expiry: u32,
     /// The assignment under which the range was formed: 0 for the log, growing with every rebalance of a group.
     pub generation: u64,
     /// Cancelled when the partition is taken away: the insert is then somebody else's to repeat.

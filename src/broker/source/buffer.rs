@@ -107,6 +107,7 @@ pub(super) struct Block {
     pub(super) rows: usize,
     pub(super) body: Vec<u8>,
     pub(super) oldest_received_at_ms: i64,
+    pub(super) first_expiry: u32,
     pub(super) letters: Vec<Letter>,
     /// What its pieces took, in bytes, to be given back when the range is committed.
     pub(super) size: usize,
@@ -205,6 +206,7 @@ impl Buffer {
             rows: 0,
             body: Vec::with_capacity(body),
             oldest_received_at_ms: i64::MAX,
+            first_expiry: row::EXPIRES_NEVER,
             letters: Vec::new(),
             size: 0,
         };
@@ -214,6 +216,7 @@ impl Buffer {
             block.rows += piece.rows;
             block.body.extend_from_slice(&piece.body);
             block.oldest_received_at_ms = block.oldest_received_at_ms.min(piece.oldest_received_at_ms);
+            block.first_expiry = piece.expiries.iter().copied().fold(block.first_expiry, u32::min);
             block.letters.extend(piece.letters);
         }
         self.rows -= block.rows;

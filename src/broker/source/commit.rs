@@ -292,6 +292,7 @@ impl Committer {
                 body: events.body,
                 parked,
                 oldest_received_at_ms: block.oldest_received_at_ms,
+                first_expiry: block.first_expiry,
                 generation: entry.generation,
                 revoked: partition.revoked.clone(),
             });

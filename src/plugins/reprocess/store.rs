@@ -11,8 +11,9 @@ use super::{
 };
 use crate::{
     clickhouse::{Client, QueryError, quote_identifier},
-    row::{EVENT_COLUMNS, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS},
-    sink::{insert_settings, insert_statement},
+    erasure::Erasures,
+    row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, Table},
+    sink::{insert_settings, insert_statement, rest, source::Block},
 };
 
 /// Most rows of a page: one insert, and few enough that their ids fit into the text of one query.
@@ -35,17 +36,18 @@ struct Cost {
 
 pub(super) struct Store {
     client: Client,
+    erasures: Erasures,
     database: String,
     into_events: String,
     into_parked: String,
 }
 
 impl Store {
-    pub(super) fn new(client: Client) -> Self {
+    pub(super) fn new(client: Client, erasures: Erasures) -> Self {
         let database = quote_identifier(client.database());
         let into_events = insert_statement(client.database(), "events", EVENT_COLUMNS, &[]);
         let into_parked = insert_statement(client.database(), "parked_events", PARKED_COLUMNS, &["released"]);
-        Self { client, database, into_events, into_parked }
+        Self { client, erasures, database, into_events, into_parked }
     }
 
     /// How many events are parked for `plugin`: those whose retention is over, or the others.
@@ -126,19 +128,30 @@ impl Store {
         Ok(page.stored(&found))
     }
 
-    /// Inserts the accepted rows of `page` into `events`.
-    pub(super) async fn insert(&self, page: &Page, accepted: &[(usize, Vec<u8>)]) -> Result<(), ReprocessError> {
-        let body = page.accepted(accepted)?;
+    /// Inserts the accepted rows of `page` into `events`, but for those that were erased on request; returns how many these
+    /// were.
+    pub(super) async fn insert(&self, page: &Page, accepted: &[(usize, Vec<u8>)]) -> Result<usize, ReprocessError> {
+        let block = Block { rows: accepted.len(), body: page.accepted(accepted)?.into() };
         let token = format!("reprocess:{}", page.digest(accepted.iter().map(|(place, _)| *place)));
-        let stored = self.repeat(&self.into_events, &token, accepted.len(), body.into());
-        stored.await.map_err(failed("storing reprocessed events"))
+        let stored = self.store(&self.into_events, Table::Events, &token, &block);
+        stored.await.map_err(|error| error.doing("storing reprocessed events"))
     }
 
     /// Marks all rows of `page` as released.
     pub(super) async fn release(&self, page: &Page) -> Result<(), ReprocessError> {
         let token = format!("released:{}", page.digest(0..page.len()));
-        let released = self.repeat(&self.into_parked, &token, page.len(), page.released().into());
-        released.await.map_err(failed("marking parked events as released"))
+        let block = Block { rows: page.len(), body: page.released().into() };
+        let released = self.store(&self.into_parked, Table::Parked, &token, &block);
+        released.await.map_err(|error| error.doing("marking parked events as released")).map(drop)
+    }
+
+    /// Inserts what was not erased of `block`, under tombstones that are held until the insert has ended; returns how many
+    /// rows were left out.
+    async fn store(&self, statement: &str, table: Table, token: &String, block: &Block) -> Result<usize, StoreError> {
+        let erased = self.erasures.lease().await?;
+        let rest = if erased.is_empty() { block.clone() } else { rest(block, table, |row| !erased.names(row))? };
+        self.repeat(statement, token, rest.rows, rest.body).await?;
+        Ok(block.rows - rest.rows)
     }
 
     /// One insert, repeated under its token for as long as it may help.
@@ -157,6 +170,33 @@ impl Store {
             pause *= 2;
         }
         self.client.insert(statement, &settings, body).await
+    }
+}
+
+/// Why a block was not stored.
+enum StoreError {
+    Query(QueryError),
+    Row(BinaryError),
+}
+
+impl StoreError {
+    fn doing(self, doing: &'static str) -> ReprocessError {
+        match self {
+            Self::Query(source) => ReprocessError::ClickHouse { doing, source },
+            Self::Row(source) => ReprocessError::Row { from: "this engine", source },
+        }
+    }
+}
+
+impl From<QueryError> for StoreError {
+    fn from(error: QueryError) -> Self {
+        Self::Query(error)
+    }
+}
+
+impl From<BinaryError> for StoreError {
+    fn from(error: BinaryError) -> Self {
+        Self::Row(error)
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) struct Formed {
     pub(super) events: Rows,
     pub(super) parked: Rows,
     pub(super) oldest_received_at_ms: i64,
+    pub(super) first_expiry: u32,
 }
 
 /// What became of a record.
@@ -156,8 +157,9 @@ impl Draft {
 
     /// Closes the draft.
     pub(super) fn finish(self) -> Formed {
-        let Self { wal_id, first, last, events, parked, oldest_received_at_ms, expiries: _ } = self;
-        Formed { wal_id, first, last, events, parked, oldest_received_at_ms }
+        let Self { wal_id, first, last, events, parked, oldest_received_at_ms, expiries } = self;
+        let first_expiry = expiries.into_iter().min().unwrap_or(row::EXPIRES_NEVER);
+        Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry }
     }
 }
 

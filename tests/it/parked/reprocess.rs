@@ -5,6 +5,7 @@ use std::{collections::VecDeque, fs, ops::ControlFlow, sync::Arc};
 use ingestion_engine::{
     clickhouse::Client,
     dead_letters::DeadLetters,
+    erasure::Erasures,
     event::{Acceptance, Types, read},
     metrics::Metrics,
     plugins::reprocess::{Batch, Outcome, Progress, Reprocess, ReprocessError, Rerun, Step, Summary},
@@ -73,7 +74,8 @@ impl Rig {
         let metrics = Arc::new(Metrics::new());
         let letters = DeadLetters::new(home.path().join("letters"), metrics.clone());
         let asked = Asked::default();
-        let reprocess = Reprocess::new(client.clone(), asked.clone(), letters, metrics.clone());
+        let reprocess =
+            Reprocess::new(client.clone(), Erasures::new(client.clone()), asked.clone(), letters, metrics.clone());
         Self { clickhouse, client, home, metrics, asked, reprocess }
     }
 
@@ -131,7 +133,7 @@ async fn parked_events_go_on_once_and_each_to_its_end() {
     .await;
 
     let summary = rig.run().await.unwrap();
-    assert_eq!(summary, Summary { stored: 250, rejected: 2, dropped: 1, skipped: 1, left: 0 });
+    assert_eq!(summary, Summary { stored: 250, rejected: 2, dropped: 1, erased: 0, skipped: 1, left: 0 });
     rig.assert_stored_once(250).await;
     assert_eq!(texts(&rig.client, "SELECT toString(plugin) FROM {db}.parked ORDER BY 1").await, ["other", "redact"]);
     let letters = fs::read_dir(rig.home.path().join("letters")).unwrap().next().unwrap().unwrap();

@@ -1,0 +1,78 @@
+//! What is left out of an insert: rows whose time was over when they arrived, and rows that were erased on request.
+//!
+//! Looked at when the insert begins, and not when the range is formed: a range may wait for hours for ClickHouse to come
+//! back. Whether there is anything to look for is known without looking at a row: a range says when the first of its rows
+//! expires, and mostly there is no tombstone.
+//!
+//! A repeat may leave out more than the attempt before it; it has the same token, and ClickHouse drops whichever comes
+//! second as a whole. What the first one has stored leaves with its part, or with the erasure's second deletion.
+
+use bytes::Bytes;
+
+use super::source::{Block, Range};
+use crate::{
+    erasure::Set,
+    row::{self, BinaryError, Table},
+};
+
+/// What may be inserted of a range.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    /// Rows of `events`.
+    pub(super) events: Block,
+    /// Rows of `parked_events`.
+    pub(super) parked: Block,
+    /// Rows that were left out because their time is over.
+    pub(super) expired: usize,
+    /// Rows that were left out because they were erased.
+    pub(super) erased: usize,
+}
+
+/// Looks at the rows of `range`, at `now` (Unix seconds), under the tombstones of `erased`.
+///
+/// # Errors
+/// A row that cannot be read, which this process has written itself.
+pub(super) fn sort(range: &Range, erased: &Set, now: u32) -> Result<Arrival, BinaryError> {
+    let events = Block { rows: range.rows, body: range.body.clone() };
+    let mut arrival = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0 };
+    if erased.is_empty() && range.first_expiry > now {
+        return Ok(arrival);
+    }
+    let (mut expired, mut gone) = (0, 0);
+    for (block, table) in [(&mut arrival.events, Table::Events), (&mut arrival.parked, Table::Parked)] {
+        *block = rest(block, table, |row| {
+            if row.expires_at() <= now {
+                expired += 1;
+                false
+            } else if erased.names(row) {
+                gone += 1;
+                false
+            } else {
+                true
+            }
+        })?;
+    }
+    (arrival.expired, arrival.erased) = (expired, gone);
+    Ok(arrival)
+}
+
+/// The rows of `block` that `stays` wants.
+pub(crate) fn rest(
+    block: &Block,
+    table: Table,
+    mut stays: impl FnMut(&row::Row<'_>) -> bool,
+) -> Result<Block, BinaryError> {
+    let mut kept = Vec::with_capacity(block.body.len());
+    let mut rows = 0;
+    let mut input = &block.body[..];
+    while !input.is_empty() {
+        let before = input;
+        let row = row::read_insert_row(table, &mut input)?;
+        if stays(&row) {
+            kept.extend_from_slice(before.get(..before.len() - input.len()).unwrap_or_default());
+            rows += 1;
+        }
+    }
+    // Mostly all of them stay, and the bytes that were there are as good.
+    if rows == block.rows { Ok(block.clone()) } else { Ok(Block { rows, body: Bytes::from(kept) }) }
+}

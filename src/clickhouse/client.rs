@@ -150,6 +150,14 @@ impl Client {
         bounded(QUERY_TIMEOUT, self.http.query_raw(sql).execute()).await
     }
 
+    /// Runs a statement that may take long, such as one that rewrites parts, and answers nothing.
+    ///
+    /// # Errors
+    /// [`QueryError`]; after one of kind `Infrastructure` it is unknown whether the statement was carried out.
+    pub async fn execute_within(&self, sql: &str, limit: Duration) -> Result<(), QueryError> {
+        bounded(limit, self.http.query_raw(sql).execute()).await
+    }
+
     /// Runs a query and returns all of its rows.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 
 mod drain;
 mod front;
+pub mod maintenance;
 mod plugins;
 mod settings;
 mod storage;

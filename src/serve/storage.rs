@@ -212,15 +212,25 @@ async fn start_embedded(config: &Config, health: Component, metrics: Arc<Metrics
     if config.clickhouse.url.is_some() {
         return Ok(None);
     }
+    start_child(config, config.clickhouse.embedded.port, health, metrics).await.map(Some)
+}
+
+/// Starts the embedded engine on `port` of 127.0.0.1; 0: one that the system chooses.
+pub(super) async fn start_child(
+    config: &Config,
+    port: u16,
+    health: Component,
+    metrics: Arc<Metrics>,
+) -> Result<Supervisor> {
     let settings = SupervisorSettings {
         program: std::env::current_exe().context("finding this program's own file")?,
         path: config.clickhouse_path(),
-        port: config.clickhouse.embedded.port,
+        port,
         library: config.clickhouse.embedded.library.clone(),
     };
     let child = Supervisor::start(settings, health, metrics).await.context("starting the embedded ClickHouse")?;
     tracing::info!(url = child.url(), "embedded ClickHouse listening");
-    Ok(Some(child))
+    Ok(child)
 }
 
 fn client(config: &Config, child: Option<&Supervisor>) -> Result<(Client, Migrator)> {

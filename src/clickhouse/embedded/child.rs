@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     thread,
     time::Duration,
@@ -65,6 +65,11 @@ const ENGINE_OPTIONS: [&str; 10] = [
     // Idle threads that are kept: 8 instead of 1,000 (25 threads instead of 80 after a burst of inserts, 12 MB less).
     "--max_thread_pool_free_size=8",
 ];
+
+/// File in the folder of the tables with the port on which they are served, for commands that work on them while an
+/// engine runs. It is that of whoever holds the folder's lock: it is removed once the lock is taken, and written when
+/// queries are answered.
+pub const PORT_FILE: &str = "PORT";
 
 /// The command line of the subcommand.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
@@ -215,6 +220,11 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     std::fs::create_dir_all(&path).map_err(unusable)?;
     let path = path.canonicalize().map_err(unusable)?;
     let lock = FolderLock::acquire(&path, LOCK_PATIENCE)?;
+    let own_port_file = path.join(PORT_FILE);
+    match std::fs::remove_file(&own_port_file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(unusable(error)),
+        _ => {}
+    }
 
     // Before the engine, which takes a second: a taken port should be known at once.
     let listener =
@@ -243,7 +253,8 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
         .enable_all()
         .build()
         .map_err(|source| ChildError::Io { what: "cannot start the runtime", source })?;
-    let announce = move || announce(port, port_file.as_deref(), watch_parent, nonce.unwrap_or_default());
+    let port_files: Vec<PathBuf> = std::iter::once(own_port_file).chain(port_file).collect();
+    let announce = move || announce(port, &port_files, watch_parent, nonce.unwrap_or_default());
     let ended = runtime.block_on(serve(&facade, listener, &orphaned, announce));
     if matches!(ended, Err(ChildError::StillRunning)) {
         // Threads inside the library cannot be ended one by one, and its exit handlers would wait for them.
@@ -319,9 +330,9 @@ fn flatten(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> std::i
     ended.map_err(std::io::Error::other)?
 }
 
-/// Says where queries are answered: to the port file, to the parent, or to the terminal.
-fn announce(port: u16, port_file: Option<&Path>, to_parent: bool, nonce: String) -> std::io::Result<()> {
-    if let Some(file) = port_file {
+/// Says where queries are answered: to the port files, and to the parent or to the terminal.
+fn announce(port: u16, port_files: &[PathBuf], to_parent: bool, nonce: String) -> std::io::Result<()> {
+    for file in port_files {
         // Renamed into place, so that a reader never sees half a number.
         let partial = file.with_extension("partial");
         std::fs::write(&partial, format!("{port}\n"))?;

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::{
     clickhouse::embedded::ChildArgs,
@@ -87,6 +87,26 @@ pub enum Command {
     Tenants(TenantsArgs),
     /// Make, rotate, revoke and list the keys of a tenant
     Keys(KeysArgs),
+    /// Erase what one person has sent so far, in all tables, for good
+    ///
+    /// Rows with the person's user id go, and rows with an anonymous id of theirs and no user id. What a log or a topic still
+    /// holds of them is never stored. The report says what was removed and what remains where, until when. Started again it
+    /// does the rest, or it all again.
+    Erase(EraseArgs),
+}
+
+/// Arguments of the `erase` subcommand.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct EraseArgs {
+    /// The person's user id, or an anonymous id
+    #[arg(long, value_name = "USER_ID")]
+    pub user: String,
+    /// Id or name of the tenant; may be left out where there is only one
+    #[arg(long, value_name = "TENANT")]
+    pub tenant: Option<String>,
+    /// Report as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 impl Cli {

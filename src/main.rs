@@ -2,18 +2,19 @@
 
 use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ingestion_engine::{
-    cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE},
+    cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE, EraseArgs},
     clickhouse::{self, embedded::ChildArgs},
     config::{Config, LogFormat},
+    erasure::commands as erasure,
     logging,
     plugins::{
         commands::{self, PluginsArgs},
         instance::{Limits, output_bytes},
     },
     serve::{self, Purpose},
-    tenants::commands as tenants,
+    tenants::commands::{self as tenants, TenantsAction, TenantsArgs},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,12 @@ fn main() -> ExitCode {
     };
     let result = match action {
         Command::Plugins(arguments) => return plugins(arguments, &config),
+        Command::Tenants(TenantsArgs { action: TenantsAction::Purge { tenant, json } }) => {
+            return told(erase(&config, Some(&tenant), None, json));
+        }
+        Command::Erase(EraseArgs { user, tenant, json }) => {
+            return told(erase(&config, tenant.as_deref(), Some(user), json));
+        }
         Command::Tenants(arguments) => return told(tenants::tenants(arguments.action, &tenants_settings(&config))),
         Command::Keys(arguments) => return told(tenants::keys(arguments.action, &tenants_settings(&config))),
         Command::Serve => run(config, Purpose::Serve),
@@ -139,6 +146,26 @@ fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
         Ok(commands::run(arguments.action, &settings)?)
     });
     told(done)
+}
+
+/// The `erase` and `tenants purge` subcommands.
+fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool) -> Result<()> {
+    let tenants = &config.tenants.tenants;
+    let tenant = match (tenant, &tenants[..]) {
+        (Some(tenant), _) => tenants::tenant_id(tenants, tenant)?,
+        (None, [only]) => only.id,
+        (None, _) => bail!("say of which tenant: --tenant, with its id or name"),
+    };
+    if user.as_deref() == Some("") {
+        bail!("the user id is empty: `tenants purge` erases everything that a tenant has sent");
+    }
+    let report = runtime()?.block_on(serve::erase(config, erasure::Request { tenant, user }))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(())
 }
 
 fn tenants_settings(config: &Config) -> tenants::Settings {

@@ -22,7 +22,9 @@
 //! It takes nothing out of a log, a topic, a backup or the dead letters: there a copy stays until it is delivered (and left
 //! out) or its time is over. The command's report says so.
 
+pub mod commands;
 mod set;
+mod tables;
 
 use std::{
     sync::{Arc, Weak},

@@ -31,6 +31,7 @@ pub use storage::migrate;
 use crate::{
     config::Config,
     dead_letters::DeadLetters,
+    erasure::commands,
     health::Health,
     metrics::Metrics,
     plugins::tables::Tables,
@@ -121,6 +122,18 @@ fn announce(common: &Common) {
     for (name, _) in names.iter().filter(|(_, runs)| *runs) {
         drop(common.health.component(name));
     }
+}
+
+/// Erases what `request` names from the tables of `config`'s ClickHouse, and keeps it from coming back.
+///
+/// # Errors
+/// ClickHouse cannot be reached or refused; the command may be started again.
+pub async fn erase(config: &Config, request: commands::Request) -> Result<commands::Report> {
+    let connection = maintenance::connect(config).await?;
+    let settings = settings::erasure(config);
+    let report = commands::run(connection.client(), connection.template(), &settings, request).await;
+    connection.stop().await;
+    report
 }
 
 async fn open_log(common: &Common) -> Result<OpenLog> {

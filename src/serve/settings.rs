@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::{
     api, broker, clickhouse,
     config::{self, Config},
+    erasure,
     event::Retention,
     plugins::{faults::FaultWindow, instance, plugin::Deadline, registry, threads},
     sink::{self, source::RangeLimits},
@@ -176,6 +177,15 @@ pub(super) fn clickhouse(config: &Config, embedded: Option<String>) -> clickhous
             _ => clickhouse::Compression::None,
         },
         insert_timeout: settings.insert_timeout,
+    }
+}
+
+/// What `erase` and `tenants purge` take.
+pub(super) fn erasure(config: &Config) -> erasure::commands::Settings {
+    erasure::commands::Settings {
+        topic_retention: (!config.redpanda.brokers.is_empty()).then_some(config.redpanda.retention),
+        insert_timeout: config.clickhouse.insert_timeout,
+        dead_letters: config.process.data_dir.join("dead-letters"),
     }
 }
 

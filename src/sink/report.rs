@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use super::{insert::AttemptError, source::RangeId};
 use crate::{
     clickhouse::{Kind, MigrateError, QueryError},
+    error_chain::chain,
     health::Component,
 };
 
@@ -41,6 +42,7 @@ impl Report {
                 Some(query) if *query.kind() == Kind::Infrastructure && query.code().is_none() => self.explain(query),
                 _ => (true, error.to_string()),
             },
+            AttemptError::Rows(error) => (false, chain(error)),
             AttemptError::Schema(error) => {
                 (true, format!("database {} is not complete (has ClickHouse lost its data?): {error}", self.database))
             }

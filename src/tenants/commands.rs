@@ -125,6 +125,8 @@ pub fn tenants(action: TenantsAction, settings: &Settings) -> Result<(), Command
         TenantsAction::List { json } => print!("{}", table::tenants(&store.read()?.1, json)?),
         TenantsAction::Disable { tenant } => store.set_disabled(&tenant, true)?,
         TenantsAction::Enable { tenant } => store.set_disabled(&tenant, false)?,
+        // The caller's: it works on the tables, and not on the file.
+        TenantsAction::Purge { .. } => {}
     }
     Ok(())
 }
@@ -209,6 +211,14 @@ fn moment(text: &str) -> Result<Timestamp, CommandError> {
 
 fn after(now: Timestamp, span: Duration) -> Result<Timestamp, CommandError> {
     now.checked_add(span).map_err(|_| CommandError::Moment(format!("{} s from now", span.as_secs())))
+}
+
+/// The id of the tenant that is meant: an id may be of one that is no longer in the file.
+///
+/// # Errors
+/// [`CommandError`] when no tenant or more than one has the name.
+pub fn tenant_id(tenants: &[Tenant], tenant: &str) -> Result<TenantId, CommandError> {
+    Uuid::try_parse(tenant).map(TenantId).or_else(|_| find(tenants, tenant).map(|found| found.id))
 }
 
 /// The tenant of that id or name.

@@ -13,7 +13,9 @@ Examples:
   ingestion-engine --config engine.toml tenants add acme --tier paid
       a new tenant and its first key, which is shown now and never again
   ingestion-engine --config engine.toml tenants list
-  ingestion-engine --config engine.toml tenants disable acme";
+  ingestion-engine --config engine.toml tenants disable acme
+  ingestion-engine --config engine.toml tenants purge acme
+      erases all of its events, also those that are still on their way";
 
 const KEYS_EXAMPLES: &str = "\
 TENANT is a tenant's id, or its name where only one has it. KEY is a key's name, or the first digits of its SHA-256 as \
@@ -69,6 +71,17 @@ pub enum TenantsAction {
     Enable {
         /// Id or name
         tenant: String,
+    },
+    /// Erase everything that a tenant has sent so far, in all tables, for good
+    ///
+    /// What a log or a topic still holds of it is never stored. Disable the tenant first, or what it sends meanwhile is kept.
+    /// The report says what was removed and what remains where, until when. Started again it does the rest, or it all again.
+    Purge {
+        /// Id or name; of a tenant that is no longer in the file, its id
+        tenant: String,
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

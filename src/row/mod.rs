@@ -79,6 +79,8 @@ pub enum Table {
     Events,
     /// `parked_events`.
     Parked,
+    /// `parked_events`, each row followed by its `released`.
+    Released,
 }
 
 /// Reads one complete row of an insert as [`write_insert_row`] wrote it, moving `input` past it.
@@ -88,10 +90,13 @@ pub enum Table {
 pub fn read_insert_row<'a>(table: Table, input: &mut &'a [u8]) -> Result<Row<'a>, BinaryError> {
     let row = match table {
         Table::Events => Row::Event(EventRow::read_binary(input)?),
-        Table::Parked => Row::Parked(ParkedRow::read_binary(input)?),
+        Table::Parked | Table::Released => Row::Parked(ParkedRow::read_binary(input)?),
     };
     Origin::read_binary(input)?;
     Position::read_binary(input)?;
+    if table == Table::Released {
+        binary::take(input, 1, "released")?;
+    }
     Ok(row)
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests")]
 
 #[path = "support/clickhouse_child.rs"]
-mod clickhouse_child;
+pub(crate) mod clickhouse_child;
 
 mod clients;
 mod data;

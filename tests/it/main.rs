@@ -16,6 +16,7 @@ mod broker;
 mod clickhouse_facade;
 mod configuration;
 mod durability;
+mod erasure;
 mod migrations;
 mod outages;
 mod parked;

@@ -141,7 +141,7 @@ impl Store {
     pub(super) async fn release(&self, page: &Page) -> Result<(), ReprocessError> {
         let token = format!("released:{}", page.digest(0..page.len()));
         let block = Block { rows: page.len(), body: page.released().into() };
-        let released = self.store(&self.into_parked, Table::Parked, &token, &block);
+        let released = self.store(&self.into_parked, Table::Released, &token, &block);
         released.await.map_err(|error| error.doing("marking parked events as released")).map(drop)
     }
 

@@ -123,3 +123,23 @@ async fn expired_parts_go_and_the_others_stay() {
     assert_eq!(texts(&client, left).await, ["2100-01-01 00:00:00", "2106-02-07 06:28:15"]);
     running.stop().await;
 }
+
+#[tokio::test]
+async fn rows_whose_time_was_over_on_arrival_are_counted_and_not_stored() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    let over = 1_700_000_000;
+    let expiry = |number: u64| if number.is_multiple_of(4) { over } else { FAR };
+    let mut mixed = range(0, 0, (0..100).map(|number| EventRow { expires_at: expiry(number), ..event(number) }));
+    mixed.first_expiry = over;
+    let mut all = range(1, 0, (200..210).map(|number| EventRow { expires_at: over, ..event(number) }));
+    all.first_expiry = over;
+    let running = Running::start(client.clone(), [mixed, all]);
+    store_all(&running, 2).await;
+    assert_eq!(number(&client, "SELECT count() FROM {db}.events").await, 75);
+    assert_eq!(number(&client, "SELECT sum(events) FROM {db}.events_by_minute").await, 75);
+    assert_eq!((running.metrics.sink_rows.get(), running.metrics.sink_inserts.get()), (75, 1));
+    let text = running.metrics.render();
+    assert!(text.contains("ingestion_sink_left_out_total{reason=\"expired\"} 35"), "{text}");
+    running.stop().await;
+}

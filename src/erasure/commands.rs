@@ -93,7 +93,7 @@ pub struct Remains {
 #[derive(clickhouse::Row, Deserialize)]
 struct Sink {
     #[serde(with = "clickhouse::serde::uuid")]
-    sink: Uuid,
+    id: Uuid,
     stopped: u8,
     silent_seconds: i64,
     applies: u8,
@@ -237,7 +237,7 @@ impl Run<'_> {
     async fn confirmed(&self, tombstone: Uuid) -> Result<u64> {
         let silent = SILENT + self.settings.insert_timeout;
         let sql = format!(
-            "SELECT sink, argMax(stopped, at) AS stopped, \
+            "SELECT sink AS id, argMax(stopped, at) AS stopped, \
              toInt64(dateDiff('second', max(at), now64(3, 'UTC'))) AS silent_seconds, \
              has(groupUniqArrayArray(applies), toUUID('{tombstone}')) AS applies \
              FROM {}.sink_reports GROUP BY sink",
@@ -256,7 +256,7 @@ impl Run<'_> {
             }
             if said.elapsed() >= SAY {
                 said = tokio::time::Instant::now();
-                let names: Vec<String> = waiting.iter().map(|sink| sink.sink.to_string()).collect();
+                let names: Vec<String> = waiting.iter().map(|sink| sink.id.to_string()).collect();
                 eprintln!(
                     "Waiting for sinks to confirm, or to be silent for {} s: {}",
                     silent.as_secs(),

@@ -51,10 +51,9 @@ impl Whose {
     }
 
     fn condition(&self, database: &str, table: &TableColumns) -> Option<String> {
-        let mut condition = format!("tenant_id = '{}'", self.tenant_id);
-        if table.has("received_at") {
-            condition += &format!(" AND received_at <= fromUnixTimestamp64Milli({}, 'UTC')", self.before_ms);
-        }
+        let received = format!(" AND received_at <= fromUnixTimestamp64Milli({}, 'UTC')", self.before_ms);
+        let received = if table.has("received_at") { received } else { String::new() };
+        let condition = format!("tenant_id = '{}'{received}", self.tenant_id);
         if self.user_id.is_empty() {
             return Some(condition);
         }

@@ -298,7 +298,8 @@ async fn what_was_erased_is_not_brought_back() {
     .await;
     // As the command writes it, which then deletes the rows; here they are still there, as for a run that has just read them.
     let tombstone = "INSERT INTO `over-watch`.erasures (id, tenant_id, user_id, before, kept_until) \
-                     SELECT DISTINCT generateUUIDv4(), tenant_id, 'gone', now64(3), now() + 1000 \
+                     SELECT DISTINCT generateUUIDv4(), tenant_id, 'gone', toDateTime64('2105-01-01 00:00:00', 3, 'UTC'), \
+                     now() + 1000 \
                      FROM `over-watch`.parked_events LIMIT 1";
     rig.client.execute(tombstone).await.unwrap();
     let summary = rig.run().await.unwrap();

@@ -28,7 +28,7 @@ target/release/load --url "http://127.0.0.1:$api" --tenant-config "$home/engine.
 export INGESTION_HOST=127.0.0.1 INGESTION_PORT=$api INGESTION_SERVER_ADMIN_LISTEN="" INGESTION_DATA_DIR=$home/data
 export INGESTION_CLICKHOUSE_EMBEDDED_PORT=$clickhouse INGESTION_LOG_LEVEL=warn
 # The load is larger than what a tenant may send by default.
-export INGESTION_QUOTA_EVENTS_PER_SECOND=0 INGESTION_QUOTA_KIB_PER_SECOND=0
+export INGESTION_QUOTA_EVENTS_PER_SECOND=0 INGESTION_QUOTA_BYTES_PER_SECOND=0
 
 mkdir -p "$home/data/plugins"
 for library in ${PLUGINS:-}; do cp "$library" "$home/data/plugins/"; done

@@ -6,10 +6,10 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
-    checks,
     compound::strings,
     error::{ConfigError, Origin, Problem},
-    kinds::{Kind, RetentionText, Secret, Text, Whole, string},
+    kinds::{Kind, RetentionText, Secret, Text, string},
+    quota::{OwnKeys, TenantQuota},
     raw::{Raw, Setting},
     schema::{Limits, Quota},
     text::nearest,
@@ -25,8 +25,11 @@ pub(super) const TENANT_KEYS: &[&str] = &[
     "api_key_sha256",
     "events_per_second",
     "events_burst",
-    "kib_per_second",
-    "kib_burst",
+    "bytes_per_second",
+    "bytes_burst",
+    "events_per_month",
+    "monthly_hard_stop",
+    "monthly_warn_ratio",
     "retention",
 ];
 
@@ -42,7 +45,7 @@ pub struct Tenant {
     /// SHA-256 of keys.
     pub api_key_sha256: Vec<[u8; 32]>,
     /// How much it may send.
-    pub quota: Quota,
+    pub quota: TenantQuota,
     /// How long its events are kept.
     pub retention: Retention,
 }
@@ -113,21 +116,12 @@ impl Fields<'_> {
             self.wrong("api_key_sha256", Problem::new("the tenant has no key", "give api_key_sha256, or api_keys"));
         }
         let errors_before_quota = self.errors.len();
-        let own = Quota {
-            events_per_second: self.number("events_per_second", quota.events_per_second),
-            events_burst: self.number("events_burst", quota.events_burst),
-            kib_per_second: self.number("kib_per_second", quota.kib_per_second),
-            kib_burst: self.number("kib_burst", quota.kib_burst),
-        };
-        let overrides = |key: &str| self.entry.settings.contains_key(key);
-        let (events, kib) = (
-            overrides("events_per_second") || overrides("events_burst"),
-            overrides("kib_per_second") || overrides("kib_burst"),
-        );
+        let own = TenantQuota::of(quota).with(self);
         if self.errors.len() == errors_before_quota {
-            for (key, problem) in checks::bursts(&own, limits) {
-                if if key == "events_burst" { events } else { kib } {
-                    self.wrong(key, problem);
+            for (burst, rate, problem) in own.small_bursts(limits) {
+                // What it takes from [quota] is wrong there.
+                if self.entry.settings.contains_key(burst) || self.entry.settings.contains_key(rate) {
+                    self.wrong(burst, problem);
                 }
             }
         }
@@ -143,10 +137,6 @@ impl Fields<'_> {
                 None
             }
         }
-    }
-
-    fn number(&mut self, key: &'static str, default: u32) -> u32 {
-        self.get::<Whole<u32, 0, 1_000_000_000>>(key).unwrap_or(default)
     }
 
     fn wrong(&mut self, key: &str, problem: Problem) {
@@ -172,6 +162,12 @@ impl Fields<'_> {
                 problem: Problem::new("unknown key", fix),
             });
         }
+    }
+}
+
+impl OwnKeys for Fields<'_> {
+    fn own<K: Kind>(&mut self, key: &'static str) -> Option<K::Value> {
+        self.get::<K>(key)
     }
 }
 

@@ -32,10 +32,10 @@ impl Front {
         };
         let mut public = match wal {
             Some(wal) => {
-                let tenants = settings::tenants(config)?;
+                let doors = settings::doors(config)?;
                 let codec = settings::codec(config);
                 let metrics = Arc::clone(&common.metrics);
-                Api::new(settings::limits(config), tenants, wal.clone(), codec, Some(plugins), metrics)
+                Api::new(settings::limits(config), doors, wal.clone(), codec, Some(plugins), metrics)
                     .router(probe.clone())
             }
             None => api::health_router(probe.clone()),

@@ -4,6 +4,7 @@
 //! again. Keys are held as SHA-256 sums: they are random and long, so a slow hash would cost throughput and add no
 //! safety.
 
+mod failures;
 mod quota;
 
 use std::{collections::HashMap, sync::Arc};
@@ -13,7 +14,10 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use uuid::Uuid;
 
-pub use quota::{Bucket, OverQuota, Rate, RateError};
+pub use failures::Failures;
+pub use quota::{
+    Allowance, AllowanceSettings, Bucket, Elapsed, Level, MonthIsOver, OverQuota, QuotaSettings, Quotas, Rate, RateError,
+};
 
 use crate::{event::Retention, ids::TenantId};
 
@@ -31,10 +35,8 @@ pub struct Tenant {
     pub id: TenantId,
     /// How long its rows are kept.
     pub retention: Retention,
-    /// Events a second.
-    pub events: Bucket,
-    /// KiB of request bodies a second.
-    pub kib: Bucket,
+    /// How much it may send.
+    pub quotas: Arc<Quotas>,
     /// Its keys.
     pub keys: Vec<KeySum>,
 }
@@ -95,12 +97,10 @@ mod tests {
 
     #[test]
     fn a_key_opens_its_own_tenant_only() {
-        let unlimited = || Bucket::new(None);
         let tenant = |id: u128, keys: &[&str]| Tenant {
             id: TenantId(Uuid::from_u128(id)),
             retention: Retention::Keep,
-            events: unlimited(),
-            kib: unlimited(),
+            quotas: Arc::new(Quotas::new(&QuotaSettings::default())),
             keys: keys.iter().map(|key| key_sum(key.as_bytes())).collect(),
         };
         let tenants = Tenants::new([tenant(1, &["a", "b:c"]), tenant(2, &["d"])]);

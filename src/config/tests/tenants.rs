@@ -11,13 +11,13 @@ fn a_tenant_takes_from_the_defaults_what_it_does_not_say() {
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     let text = format!(
         "[quota]\nevents_per_second = 7\n[retention]\ndefault = \"24h\"\n[[tenants]]\n{ID}api_key_sha256 = [\"{hash}\"]\n\
-         kib_per_second = 0\n[[tenants]]\nid = \"00000000-0000-0000-0000-000000000002\"\napi_keys = [\"secret\", \"other\"]\n\
+         bytes_per_second = 0\n[[tenants]]\nid = \"00000000-0000-0000-0000-000000000002\"\napi_keys = [\"secret\", \"other\"]\n\
          retention = \"keep\"\nname = \"two\""
     );
     let (config, warnings) = load(&text, &[]);
     assert_eq!(warnings, []);
     let [one, two] = &config.tenants[..] else { panic!("{:?}", config.tenants) };
-    assert_eq!((one.quota.events_per_second, one.quota.kib_per_second, one.quota.kib_burst), (7, 0, 204_800));
+    assert_eq!((one.quota.events_per_second, one.quota.bytes_per_second, one.quota.bytes_burst), (7, 0, 200 << 20));
     assert_eq!((one.retention, two.retention), (Retention::Hours(24), Retention::Keep));
     // The hash is that of "secret".
     assert_eq!(one.key_hashes().collect::<Vec<_>>(), two.key_hashes().take(1).collect::<Vec<_>>());
@@ -63,16 +63,17 @@ fn wrong_tenants_are_told_apart() {
             &[
                 "tenants[0].api_kyes (FILE line 4): unknown key; did you mean api_keys?",
                 "tenants[0].foo (FILE line 5): unknown key; remove it; a tenant has id, name, api_keys, api_key_sha256, \
-                 events_per_second, events_burst, kib_per_second, kib_burst, retention",
+                 events_per_second, events_burst, bytes_per_second, bytes_burst, events_per_month, monthly_hard_stop, \
+                 monthly_warn_ratio, retention",
             ],
         ),
         (
-            format!("{KEYED}events_burst = 9999\nkib_burst = 1"),
+            format!("{KEYED}events_burst = 9999\nbytes_burst = \"8MB\""),
             &[
                 "tenants[0].events_burst = 9999 (FILE line 4): below limits.events_per_request (10000), so that such a \
                  request could never pass; give at least 10000",
-                "tenants[0].kib_burst = 1 (FILE line 5): below limits.body_bytes (8192 KiB), so that such a request could \
-                 never pass; give at least 8192",
+                "tenants[0].bytes_burst = \"8MB\" (FILE line 5): below limits.body_bytes (8MiB), so that such a request could \
+                 never pass; give at least 8MiB",
             ],
         ),
         (

@@ -57,7 +57,8 @@ impl FromStr for Network {
         let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
         let address: IpAddr = address.parse().map_err(|_| NetworkError::Form)?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(longest), str::parse).ok().filter(|bits| *bits <= longest).ok_or(NetworkError::Form)?;
+        let bits =
+            bits.map_or(Ok(longest), str::parse).ok().filter(|bits| *bits <= longest).ok_or(NetworkError::Form)?;
         if bits_of(address) & !mask(bits) != 0 {
             return Err(NetworkError::HostBits);
         }

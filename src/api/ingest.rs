@@ -155,7 +155,12 @@ async fn take(
 
     let encoding = Encoding::of(headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes), &received)
         .map_err(ApiError::Encoding)?;
-    let request = Request { tenant: Arc::clone(tenant), encoding, body: received, received_at_ms: Timestamp::now().as_millisecond() };
+    let request = Request {
+        tenant: Arc::clone(tenant),
+        encoding,
+        body: received,
+        received_at_ms: Timestamp::now().as_millisecond(),
+    };
     // What is reserved stays so until the events are on disk: a disk that stalls must not gather bodies without bound.
     let (sorted, held) = sort(api, &request, held).await?;
     let received_at_ms = request.received_at_ms;

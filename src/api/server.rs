@@ -115,12 +115,7 @@ where
     }
 }
 
-fn serve(
-    builder: &auto::Builder<TokioExecutor>,
-    connections: &GracefulShutdown,
-    stream: TcpStream,
-    service: WithPeer,
-) {
+fn serve(builder: &auto::Builder<TokioExecutor>, connections: &GracefulShutdown, stream: TcpStream, service: WithPeer) {
     // Answers are small and complete: waiting for more to send with them only adds latency.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");

@@ -125,7 +125,10 @@ mod tests {
         }
         assert_eq!(failures.is_over(address("192.0.2.1")), None, "nothing was refused yet");
         assert!(failures.charge(address("192.0.2.1")).is_err_and(|wait| wait <= Duration::from_secs(1)));
-        assert!(failures.is_over(address("::ffff:192.0.2.1")).is_some(), "the same one, as a dual-stack socket says it");
+        assert!(
+            failures.is_over(address("::ffff:192.0.2.1")).is_some(),
+            "the same one, as a dual-stack socket says it"
+        );
         assert_eq!((failures.charge(address("192.0.2.2")), failures.is_over(address("192.0.2.2"))), (Ok(()), None));
     }
 

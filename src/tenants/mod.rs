@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 pub use failures::Failures;
 pub use quota::{
-    Allowance, AllowanceSettings, Bucket, Elapsed, Level, MonthIsOver, OverQuota, QuotaSettings, Quotas, Rate, RateError,
+    Allowance, AllowanceSettings, Bucket, Elapsed, Level, MonthIsOver, OverQuota, QuotaSettings, Quotas, Rate,
+    RateError,
 };
 
 use crate::{event::Retention, ids::TenantId};

@@ -65,10 +65,8 @@ fn conflicts_are_errors() {
         ),
         (
             "[server]\ntrusted_proxies = [\"10.0.0.1/8\"]",
-            &[
-                "server.trusted_proxies = [\"10.0.0.1/8\"] (FILE line 2): \"10.0.0.1/8\" is wrong: has bits after its \
-               prefix; give addresses or blocks of them, such as [\"10.0.0.0/8\", \"2001:db8::/32\", \"192.0.2.7\"]",
-            ],
+            &["server.trusted_proxies = [\"10.0.0.1/8\"] (FILE line 2): \"10.0.0.1/8\" is wrong: has bits after its \
+               prefix; give addresses or blocks of them, such as [\"10.0.0.0/8\", \"2001:db8::/32\", \"192.0.2.7\"]"],
         ),
         (
             "[redpanda]\nreplication_factor = 1",

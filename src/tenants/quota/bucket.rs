@@ -249,12 +249,19 @@ mod tests {
         assert_eq!(bucket.take(50), Err(OverQuota::RetryAfter(wait)), "thirty cells at ten a second");
         assert_eq!(bucket.level().remaining, 20, "all or none");
         hands.advance(wait.checked_sub(Duration::from_nanos(1)).unwrap());
-        assert_eq!(bucket.take(50), Err(OverQuota::RetryAfter(Duration::from_millis(100))), "the last cell is not in yet");
+        assert_eq!(
+            bucket.take(50),
+            Err(OverQuota::RetryAfter(Duration::from_millis(100))),
+            "the last cell is not in yet"
+        );
         hands.advance(Duration::from_nanos(1));
         assert_eq!(bucket.take(50), Ok(()), "the time that was said is enough");
         hands.advance(Duration::from_hours(1000));
         assert_eq!(bucket.level().remaining, 100, "never more than the burst");
-        assert_eq!((bucket.take(101), bucket.take(u64::MAX)), (Err(OverQuota::Never { burst: 100 }), Err(OverQuota::Never { burst: 100 })));
+        assert_eq!(
+            (bucket.take(101), bucket.take(u64::MAX)),
+            (Err(OverQuota::Never { burst: 100 }), Err(OverQuota::Never { burst: 100 }))
+        );
         assert_eq!(bucket.take(0), Ok(()));
     }
 

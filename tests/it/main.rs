@@ -22,4 +22,5 @@ mod parked;
 mod plugin_registry;
 mod plugin_tables;
 mod plugins;
+mod quotas;
 mod sink;

@@ -21,6 +21,8 @@
 //!
 //! # Operation
 //! One thread writes. It takes whatever waits, puts it into one batch, flushes, syncs, and answers all (group commit).
+//! Appends are committed first in, first out, whosever they are, and the reader gives them in that order: there are no lanes.
+//! What one tenant can put before another's is bounded outside, by its quota and its share of the requests in flight.
 //! The reader is fed from the last 32 MiB in memory; further behind, it reads small ranges from disk.
 //!
 //! The log is a row of *generations*: when the present database is large enough, it is sealed and the next one begun;

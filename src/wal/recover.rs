@@ -97,7 +97,12 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         // Nobody knows how many more were given out.
         next += RESERVATION;
     }
-    let ordinal = ordinals.last().copied().unwrap_or(0).max(marks.active) + 1;
+    let highest = ordinals.last().copied().unwrap_or(0).max(marks.active);
+    // A generation that never got a record leaves its number to the next: one that is nowhere means that records are lost.
+    let unused = marks.active_first > marks.committed
+        && generations.back().is_none_or(|generation| generation.ordinal < marks.active)
+        && [marks.active, highest].iter().all(|ordinal| !Generation::new(&root, *ordinal, 0).dir.exists());
+    let ordinal = if unused { marks.active } else { highest + 1 };
     marks.committed = marks.committed.max(last);
     marks.reserved = next + RESERVATION;
     marks.active = ordinal;

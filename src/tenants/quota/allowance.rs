@@ -47,6 +47,7 @@ impl Allowance {
     }
 
     /// The same tenant's under other settings; what is on its way counts in both.
+    #[must_use]
     pub fn with(&self, settings: AllowanceSettings) -> Self {
         Self { settings, used: Arc::clone(&self.used) }
     }

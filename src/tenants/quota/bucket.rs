@@ -212,7 +212,7 @@ impl<T: Elapsed> Bucket<T> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
     use std::sync::atomic::AtomicBool;
 

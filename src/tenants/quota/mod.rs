@@ -45,6 +45,7 @@ impl Quotas {
 
     /// The same tenant's under other settings: full buckets, and the month as it is. Where the settings are the same ones,
     /// keep the old quotas instead.
+    #[must_use]
     pub fn with(&self, settings: &QuotaSettings) -> Self {
         let month = match (&self.month, settings.month) {
             (Some(before), Some(settings)) => Some(before.with(settings)),

@@ -52,6 +52,16 @@ bench-plugins: setup-test ## What plugins cost: the same load with none, with on
 	@cargo build --release --locked --workspace
 	benches/run-plugins.sh $(or $(ROUNDS),3)
 
+.PHONY: bench-tenants
+bench-tenants: setup-test ## What many tenants cost: the same load from 1 tenant and from 100,000, and the memory of each
+	@cargo build --release --locked --workspace
+	benches/run-tenants.sh $(or $(ROUNDS),3)
+
+.PHONY: bench-fairness
+bench-fairness: setup-test ## What a quiet tenant feels of a flooding one, also while an outage of ClickHouse drains
+	@cargo build --release --locked --workspace
+	benches/run-fairness.sh $(or $(PART),30)
+
 .PHONY: setup
 setup: setup-system $(LIBCHDB) ## What `make run` needs: system packages and the ClickHouse engine
 

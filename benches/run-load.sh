@@ -3,33 +3,20 @@
 #
 #   benches/run-load.sh [embedded|broker] [arguments of the load generator, see --help]
 #
-# PLUGINS names libraries, separated by spaces, that are in the engine's plugin folder from the start.
-# Everything is on loopback and ends with this script. Needs `cargo build --release --workspace` (`make bench-load`).
+# PLUGINS names libraries, separated by spaces, that are in the engine's plugin folder from the start; TENANTS is the number
+# of tenants (50). Everything is on loopback and ends with this script. Needs `cargo build --release --workspace`
+# (`make bench-load`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 kind=${1:-embedded}
 shift || true
-home=$(mktemp -d)
-pids=()
-# The processes that this script started, by id.
-finish() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-    rm -rf "$home"
-}
-trap finish EXIT
-
-free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-api=$(free_port)
-clickhouse=$(free_port)
-
-target/release/load --url "http://127.0.0.1:$api" --tenant-config "$home/tenants.toml" --write-tenant-config
-export INGESTION_HOST=127.0.0.1 INGESTION_PORT=$api INGESTION_SERVER_ADMIN_LISTEN="" INGESTION_DATA_DIR=$home/data
-export INGESTION_CLICKHOUSE_EMBEDDED_PORT=$clickhouse INGESTION_LOG_LEVEL=warn
-export INGESTION_AUTH_TENANTS_FILE=$home/tenants.toml
+source benches/engine.sh
+tenants=${TENANTS:-50}
+make_tenants "$tenants"
 # The load is larger than what a tenant may send by default.
-export INGESTION_QUOTA_EVENTS_PER_SECOND=0 INGESTION_QUOTA_KIB_PER_SECOND=0
+export INGESTION_QUOTA_EVENTS_PER_SECOND=${INGESTION_QUOTA_EVENTS_PER_SECOND:-0}
+export INGESTION_QUOTA_BYTES_PER_SECOND=${INGESTION_QUOTA_BYTES_PER_SECOND:-0}
 
 mkdir -p "$home/data/plugins"
 for library in ${PLUGINS:-}; do cp "$library" "$home/data/plugins/"; done
@@ -44,13 +31,6 @@ if [[ $kind == broker ]]; then
     export INGESTION_REDPANDA_REPLICATION_FACTOR=1 INGESTION_REDPANDA_MIN_INSYNC_REPLICAS=1
 fi
 
-target/release/ingestion-engine &
-engine=$!
-pids+=("$engine")
-until curl -fsS "http://127.0.0.1:$api/health" 2>/dev/null | grep -q '"sink":{"state":"up"'; do
-    kill -0 "$engine"
-    sleep 0.2
-done
-
-target/release/load --url "http://127.0.0.1:$api" --tenant-config "$home/engine.toml" \
+start_engine
+target/release/load --url "http://127.0.0.1:$api" --tenants "$tenants" \
     --verify "http://127.0.0.1:$clickhouse" --engine-pid "$engine" "$@"

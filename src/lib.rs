@@ -47,4 +47,5 @@ pub mod health;
 pub mod ids;
 pub mod logging;
 pub mod metrics;
+pub mod month;
 pub mod serve;

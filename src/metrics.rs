@@ -39,6 +39,13 @@ pub struct OutcomeLabels {
     pub code: &'static str,
 }
 
+/// Label of `refusals`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// The problem's code; `quota_exceeded_events` and `quota_exceeded_bytes` for the one of the two.
+    pub reason: &'static str,
+}
+
 /// Label of `errors`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StageLabels {
@@ -167,6 +174,8 @@ macro_rules! catalogue {
 catalogue! {
     /// Requests answered, by route and status.
     requests: Family<RequestLabels, Counter> = Family::default();
+    /// Requests to /ingest that were refused, by reason: the problem's code.
+    refusals: Family<ReasonLabels, Counter> = Family::default();
     /// Bytes of request bodies as received, before decompression.
     request_body: Counter [Unit::Bytes] = Counter::default();
     /// Bytes of request bodies held in memory now (bounded by limits.in_flight_bytes).

@@ -24,12 +24,17 @@ const USER_PLACE: &str = "u00000000";
 const TIMESTAMP_PLACE: &str = "1970-01-01T00:00:00.000Z";
 
 /// The `index`-th tenant: the same in every run, so that one configuration serves many.
-pub fn tenant_id(index: usize) -> Uuid {
-    Uuid::from_u128(0x10ad_7e57_0000_4000_8000_0000_0000_0000 + index as u128)
+pub fn tenant_id(index: u32) -> Uuid {
+    Uuid::from_u128(0x10ad_7e57_0000_4000_8000_0000_0000_0000 + u128::from(index))
+}
+
+/// The number of the tenant with that id.
+pub fn tenant_index(id: Uuid) -> u32 {
+    u32::try_from(id.as_u64_pair().1 & u64::from(u32::MAX)).unwrap_or(u32::MAX)
 }
 
 /// The key of the `index`-th tenant.
-pub fn tenant_key(index: usize) -> String {
+pub fn tenant_key(index: u32) -> String {
     format!("load-{index:04}-{}", sha256_hex(&format!("key of tenant {index}")).get(..16).unwrap_or(""))
 }
 
@@ -38,7 +43,7 @@ fn sha256_hex(text: &str) -> String {
 }
 
 /// The tenants' file for the engine.
-pub fn tenant_config(tenants: usize) -> String {
+pub fn tenant_config(tenants: u32) -> String {
     let section = |index| {
         let (id, hash) = (tenant_id(index), sha256_hex(&tenant_key(index)));
         format!("\n[[tenants]]\nid = \"{id}\"\nname = \"load-{index:04}\"\n[[tenants.keys]]\nsha256 = \"{hash}\"\n")

@@ -41,7 +41,7 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
     pub id: u128,
-    pub tenant: u16,
+    pub tenant: u32,
     pub kind: u8,
     pub outcome: Outcome,
 }
@@ -176,7 +176,7 @@ async fn send(
     tenant: usize,
     seen: &mut Seen,
 ) {
-    let tenant = u16::try_from(tenant).unwrap_or(u16::MAX);
+    let tenant = u32::try_from(tenant).unwrap_or(u32::MAX);
     let sent = |index: usize, id: u128, outcome| Sent { id, tenant, kind: template.kind(index), outcome };
     while Instant::now() < plan.deadline {
         let open = if let Some(open) = connection {

@@ -37,7 +37,7 @@ use tokio::{
 use uuid::Uuid;
 
 use client::{Outcome, Plan, Seen};
-use stats::{Cpu, Report};
+use stats::{Cpu, Memory, Report};
 use verify::ClickHouse;
 
 /// Sends events to the engine as fast as it takes them, or at a rate, and checks that all arrive
@@ -57,8 +57,8 @@ struct Options {
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     connections: u64,
     /// Tenants that the events belong to
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=10_000))]
-    tenants: u16,
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    tenants: u32,
     /// Sessions that the events belong to, over all tenants
     #[arg(long, default_value_t = 100_000)]
     sessions: usize,
@@ -98,13 +98,20 @@ struct Options {
     /// Writes the file of --tenant-config and does nothing else
     #[arg(long, requires = "tenant_config")]
     write_tenant_config: bool,
+    /// Prints the credentials (id:key) of the tenant with this number, from 0, and does nothing else
+    #[arg(long, value_name = "NUMBER")]
+    credentials: Option<u32>,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     if let (true, Some(path)) = (options.write_tenant_config, &options.tenant_config) {
-        std::fs::write(path, body::tenant_config(usize::from(options.tenants)))
+        std::fs::write(path, body::tenant_config(options.tenants))
             .with_context(|| format!("cannot write {}", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(tenant) = options.credentials {
+        println!("{}:{}", body::tenant_id(tenant), body::tenant_key(tenant));
         return Ok(ExitCode::SUCCESS);
     }
     let url = options.url.clone().context("say where the engine is: --url http://host:port (see --help)")?;
@@ -133,6 +140,7 @@ async fn run(options: &Options, url: &Uri) -> anyhow::Result<ExitCode> {
     let bytes_per_event = plan.templates.iter().map(body::Template::bytes_per_event).sum::<f64>()
         / f64::from(u32::try_from(plan.templates.len())?);
     let cpu_before = Cpu::now(options.engine_pid);
+    let memory_before = options.engine_pid.and_then(Memory::now);
     let progress = tokio::spawn(show_progress(plan.clone()));
     let mut seen = send(options, &plan).await?;
     progress.abort();
@@ -157,7 +165,8 @@ async fn run(options: &Options, url: &Uri) -> anyhow::Result<ExitCode> {
         _ => None,
     };
     let asked = options.events.next_multiple_of(options.batch);
-    let report = Report { asked, seen, elapsed: last - plan.start, bytes_per_event, cpu, cpu_drained, verdict };
+    let memory = memory_before.zip(options.engine_pid.and_then(Memory::now));
+    let report = Report { asked, seen, elapsed: last - plan.start, bytes_per_event, cpu, cpu_drained, memory, verdict };
     report.print();
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report.json())?;
@@ -178,7 +187,7 @@ async fn plan(options: &Options, url: &Uri) -> anyhow::Result<Plan> {
         .with_context(|| format!("cannot resolve {authority}"))?
         .next()
         .with_context(|| format!("{authority} has no address"))?;
-    let heads = (0..usize::from(options.tenants)).map(|tenant| {
+    let heads = (0..options.tenants).map(|tenant| {
         let (id, key) = (body::tenant_id(tenant), body::tenant_key(tenant));
         format!(
             "POST /ingest HTTP/1.1\r\nHost: {authority}\r\nAuthorization: Bearer {id}:{key}\r\nContent-Type: \
@@ -233,7 +242,7 @@ async fn show_progress(plan: Arc<Plan>) {
 fn write_acknowledged(path: &PathBuf, seen: &Seen) -> anyhow::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     for event in seen.events.iter().filter(|event| event.outcome == Outcome::Acknowledged) {
-        writeln!(file, "{},{}", body::tenant_id(usize::from(event.tenant)), Uuid::from_u128(event.id))?;
+        writeln!(file, "{},{}", body::tenant_id(event.tenant), Uuid::from_u128(event.id))?;
     }
     file.flush()?;
     Ok(())

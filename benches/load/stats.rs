@@ -63,6 +63,25 @@ fn process(id: u32) -> Option<Process> {
     Some(Process { name, parent: u32::try_from(number(1)?).ok()?, cpu: Duration::from_millis(millis) })
 }
 
+/// Resident memory of a process, in MiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    now: f64,
+    most: f64,
+}
+
+impl Memory {
+    /// That of the process `id`.
+    pub fn now(id: u32) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let field = |name: &str| {
+            let kib = status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?;
+            Some(real(kib.parse().ok()?) / 1024.0)
+        };
+        Some(Self { now: field("VmRSS:")?, most: field("VmHWM:")? })
+    }
+}
+
 /// Everything there is to say about a run.
 pub struct Report {
     /// Events that were to be sent.
@@ -74,6 +93,8 @@ pub struct Report {
     /// CPU seconds by process until the last answer, and until everything was stored.
     pub cpu: BTreeMap<String, f64>,
     pub cpu_drained: Option<BTreeMap<String, f64>>,
+    /// The engine's memory before the first request and after the last look.
+    pub memory: Option<(Memory, Memory)>,
     pub verdict: Option<Verdict>,
 }
 
@@ -122,6 +143,9 @@ impl Report {
             "odd_answers": self.seen.odd_answers,
             "cpu_seconds_per_million": per_million(&self.cpu),
             "cpu_seconds_per_million_until_stored": self.cpu_drained.as_ref().map(per_million),
+            "engine_mib": self.memory.map(|(before, after)| {
+                json!({"before": before.now, "after": after.now, "most": after.most})
+            }),
             "verification": self.verdict.as_ref().map(Verdict::json),
         })
     }
@@ -164,6 +188,12 @@ impl Report {
             let stored = self.cpu_drained.as_ref().and_then(|cpu| cpu.get(name));
             let stored = stored.map_or(String::new(), |used| format!(", {:.2} s until stored", per_million(*used)));
             println!("cpu            {name}: {:.2} s a million events{stored}", per_million(*used));
+        }
+        if let Some((before, after)) = self.memory {
+            println!(
+                "memory         {:.0} MiB before, {:.0} MiB after, at most {:.0} MiB",
+                before.now, after.now, after.most
+            );
         }
         if let Some(verdict) = &self.verdict {
             verdict.print();

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::{
-    body::{PAGEVIEW, PERFORMANCE, tenant_id},
+    body::{PAGEVIEW, PERFORMANCE, tenant_id, tenant_index},
     client::{Outcome, Sent},
 };
 
@@ -26,6 +26,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(250);
 /// How many ids of each kind are named.
 const NAMED: usize = 10;
+/// In so many queries the ids are fetched.
+const SHARES: usize = 200;
 
 /// Why ClickHouse could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -188,16 +190,21 @@ impl ClickHouse {
         }
     }
 
-    /// The ids of a tenant's rows. One tenant at a time, so that neither side holds all of them at once.
-    async fn ids(&self, tenant: u16) -> Result<Vec<u128>, VerifyError> {
-        let (database, tenant) = (&self.database, tenant_id(usize::from(tenant)));
-        let query = format!("SELECT event_id FROM {database}.events WHERE tenant_id = '{tenant}' FORMAT RowBinary");
+    /// Tenants and ids of some tenants' rows: not of all, so that neither side holds all of them at once.
+    async fn ids(&self, tenants: &[u32]) -> Result<Vec<(u32, u128)>, VerifyError> {
+        let list: Vec<String> = tenants.iter().map(|tenant| format!("'{}'", tenant_id(*tenant))).collect();
+        let query = format!(
+            "SELECT tenant_id, event_id FROM {}.events WHERE tenant_id IN ({}) FORMAT RowBinary",
+            self.database,
+            list.join(",")
+        );
         let mut bytes = self.ask(query).await?;
-        let mut ids = Vec::with_capacity(bytes.len() / 16);
-        while bytes.len() >= 16 {
+        let mut ids = Vec::with_capacity(bytes.len() / 32);
+        while bytes.len() >= 32 {
             // A UUID is two little-endian halves, the upper one first.
-            let (high, low) = (bytes.get_u64_le(), bytes.get_u64_le());
-            ids.push(u128::from(high) << 64 | u128::from(low));
+            let mut uuid = || u128::from(bytes.get_u64_le()) << 64 | u128::from(bytes.get_u64_le());
+            let (tenant, id) = (uuid(), uuid());
+            ids.push((tenant_index(Uuid::from_u128(tenant)), id));
         }
         Ok(ids)
     }
@@ -242,11 +249,13 @@ impl ClickHouse {
     }
 
     async fn compare(&self, before: Sums, events: &[Sent]) -> Result<Verdict, VerifyError> {
-        let tenants: BTreeSet<u16> = events.iter().map(|event| event.tenant).collect();
+        let tenants: BTreeSet<u32> = events.iter().map(|event| event.tenant).collect();
+        let tenants: Vec<u32> = tenants.into_iter().collect();
+        let at_once = tenants.len().div_ceil(SHARES).max(1);
         let mut found = vec![false; events.len()];
-        for tenant in tenants {
-            for id in self.ids(tenant).await? {
-                let place = events.binary_search_by_key(&(tenant, id), |event| (event.tenant, event.id));
+        for tenants in tenants.chunks(at_once) {
+            for key in self.ids(tenants).await? {
+                let place = events.binary_search_by_key(&key, |event| (event.tenant, event.id));
                 if let Some(found) = place.ok().and_then(|place| found.get_mut(place)) {
                     *found = true;
                 }
@@ -267,7 +276,7 @@ impl ClickHouse {
             if !found {
                 missing_count += 1;
                 if missing.len() < NAMED {
-                    missing.push((tenant_id(usize::from(event.tenant)), Uuid::from_u128(event.id)));
+                    missing.push((tenant_id(event.tenant), Uuid::from_u128(event.id)));
                 }
             }
         }

@@ -8,19 +8,24 @@ use http_body_util::BodyExt;
 
 use super::{Limits, budget::Reservation, error::ApiError};
 
+/// The length that the request's head tells, if it does.
+///
+/// # Errors
+/// Larger than the limit: refused before the bytes are on their way into memory.
+pub(super) fn announced(body: &Body, limits: &Limits) -> Result<Option<u64>, ApiError> {
+    let hint = http_body::Body::size_hint(body);
+    if hint.lower() > limits.body_bytes as u64 {
+        return Err(ApiError::BodyTooLarge { limit: limits.body_bytes });
+    }
+    Ok(hint.exact())
+}
+
 /// Reads the whole body, reserving its bytes as they arrive.
 ///
 /// # Errors
 /// Too large, cut off, or no room in the shared budget.
 pub(super) async fn read(body: &mut Body, limits: &Limits, held: &mut Reservation) -> Result<Bytes, ApiError> {
-    // Known beforehand: refuse before the bytes are on their way into memory.
-    if http_body::Body::size_hint(body).lower() > limits.body_bytes as u64 {
-        return Err(ApiError::BodyTooLarge { limit: limits.body_bytes });
-    }
-    collect(body, limits.body_bytes, held).await
-}
-
-async fn collect(body: &mut Body, limit: usize, held: &mut Reservation) -> Result<Bytes, ApiError> {
+    let limit = limits.body_bytes;
     // Most bodies arrive in one piece, which is then used where it lies; only a second piece makes a copy.
     let mut only = None;
     let mut joined = BytesMut::new();
@@ -31,9 +36,7 @@ async fn collect(body: &mut Body, limit: usize, held: &mut Reservation) -> Resul
         if length > limit {
             return Err(ApiError::BodyTooLarge { limit });
         }
-        if !held.grow(data.len()) {
-            return Err(ApiError::Overloaded);
-        }
+        held.grow(data.len()).map_err(ApiError::Full)?;
         if length == data.len() {
             only = Some(data);
         } else {

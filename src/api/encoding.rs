@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use bytes::Bytes;
 use thiserror::Error;
 
-use super::budget::Reservation;
+use super::budget::{Full, Reservation};
 
 /// What an `Accept-Encoding` header of ours says.
 pub(super) const SUPPORTED: &str = "gzip, deflate, br, zstd";
@@ -37,9 +37,9 @@ pub enum DecodeError {
         /// The limit.
         limit: usize,
     },
-    /// The shared budget is used up.
-    #[error("the requests in flight hold all the memory that they may; nothing was stored")]
-    Overloaded,
+    /// No room for what comes out.
+    #[error("the requests in flight hold all the memory that they may")]
+    Full(Full),
 }
 
 /// A coding of a body.
@@ -106,9 +106,7 @@ impl Encoding {
             let before = decoded.len();
             // One byte more than allowed tells "exactly the limit" from "too large".
             let room = (limit + 1 - before).min(STEP);
-            if !held.grow(room) {
-                return Err(DecodeError::Overloaded);
-            }
+            held.grow(room).map_err(DecodeError::Full)?;
             let count = decoder.by_ref().take(room as u64).read_to_end(&mut decoded).map_err(corrupt)?;
             if decoded.len() > limit {
                 return Err(DecodeError::TooLarge { limit });
@@ -130,15 +128,16 @@ fn is_zlib(input: &[u8]) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
-    use std::{io::Write, sync::Arc};
+    use std::io::Write;
 
     use super::*;
-    use crate::{api::budget::Budget, metrics::Metrics};
+    use crate::api::budget::tests::budget;
 
     const LIMIT: usize = 200_000;
 
     fn held() -> Reservation {
-        Budget::new(1 << 20, Arc::new(Metrics::new())).reservation()
+        let (budget, tenant, _) = budget(1 << 20, LIMIT);
+        budget.reservation(&tenant)
     }
 
     fn compressed(encoding: &str, text: &[u8]) -> Vec<u8> {
@@ -211,8 +210,9 @@ mod tests {
     #[test]
     fn decoding_stays_within_the_shared_budget() {
         let body = compressed("gzip", &vec![b'a'; LIMIT]);
-        let mut held = Budget::new(100 << 10, Arc::new(Metrics::new())).reservation();
+        let (budget, tenant, _) = budget(100 << 10, LIMIT);
+        let mut held = budget.reservation(&tenant);
         let error = Encoding::Gzip.decode(body.into(), LIMIT, &mut held).unwrap_err();
-        assert!(matches!(error, DecodeError::Overloaded), "{error:?}");
+        assert!(matches!(error, DecodeError::Full(Full::Everybody)), "{error:?}");
     }
 }

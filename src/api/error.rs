@@ -13,7 +13,11 @@ use axum::{
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::encoding::DecodeError;
+use super::{
+    budget::Full,
+    encoding::DecodeError,
+    rate_limits::{Policy, seconds_up},
+};
 use crate::{
     event::{BodyError, EventErrorCode},
     ids::EventId,
@@ -43,10 +47,14 @@ pub enum ApiError {
     Body(BodyError),
     /// Not one event was good.
     AllRejected { errors: Vec<RejectedEvent> },
-    /// The tenant sends too much.
-    Quota { unit: &'static str, over: OverQuota },
-    /// All bodies in flight together hold as much memory as they may.
-    Overloaded,
+    /// The tenant sends too much at a time: events, or bytes.
+    Quota { policy: Policy, over: OverQuota },
+    /// The tenant has sent all that it may in this month, or the request is more than what is left of it.
+    MonthIsOver { limit: u64, wait: Duration },
+    /// Too many requests of this address failed to authenticate, and this one did as well.
+    TooManyFailures { wait: Duration },
+    /// The bodies in flight, of all tenants or of this one, hold as much memory as they may.
+    Full(Full),
     /// The log does not take the events.
     Wal(AppendError),
     /// A plugin that must see the events cannot be called, and asks for them to be sent again.
@@ -114,6 +122,9 @@ struct Problem<'a> {
     detail: &'a str,
     instance: String,
     code: &'a str,
+    /// As draft-ietf-httpapi-ratelimit-headers names it.
+    #[serde(rename = "violated-policies", skip_serializing_if = "Option::is_none")]
+    violated_policies: Option<[&'static str; 1]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     events_accepted: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,9 +148,11 @@ impl ApiError {
             Self::Encoding(DecodeError::TooLarge { .. }) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "decompressed_body_too_large", None)
             }
-            Self::Encoding(DecodeError::Overloaded) | Self::Overloaded => {
-                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_SOON))
-            }
+            Self::Encoding(DecodeError::Full(full)) | Self::Full(full) => match full {
+                Full::Everybody => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(RETRY_SOON)),
+                // Of the tenant's own making, and no sign that this node should get fewer requests.
+                Full::Tenant { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_much_in_flight", Some(RETRY_SOON)),
+            },
             Self::Body(BodyError::NotUtf8 { .. }) => (StatusCode::BAD_REQUEST, "not_utf8", None),
             Self::Body(BodyError::NotJson { .. }) => (StatusCode::BAD_REQUEST, "invalid_json", None),
             Self::Body(BodyError::TooManyEvents { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "too_many_events", None),
@@ -151,6 +164,10 @@ impl ApiError {
             Self::Quota { over: OverQuota::Never { .. }, .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "larger_than_quota", None)
             }
+            Self::MonthIsOver { wait, .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "monthly_allowance_exceeded", Some(*wait))
+            }
+            Self::TooManyFailures { wait } => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures", Some(*wait)),
             Self::Wal(AppendError::DiskQuota { .. }) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "wal_disk_quota", Some(RETRY_LATER))
             }
@@ -169,6 +186,24 @@ impl ApiError {
         }
     }
 
+    /// The policy by which the tenant is to wait.
+    pub(super) fn policy(&self) -> Option<Policy> {
+        match self {
+            Self::Quota { policy, over: OverQuota::RetryAfter(_) } => Some(*policy),
+            Self::MonthIsOver { .. } => Some(Policy::Month),
+            _ => None,
+        }
+    }
+
+    /// The reason as metrics label it: the code, and the policy where a code stands for several.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Quota { policy: Policy::Events, over: OverQuota::RetryAfter(_) } => "quota_exceeded_events",
+            Self::Quota { policy: Policy::Bytes, over: OverQuota::RetryAfter(_) } => "quota_exceeded_bytes",
+            _ => self.classify().1,
+        }
+    }
+
     fn detail(&self) -> String {
         match self {
             Self::Auth(error) => error.to_string(),
@@ -177,22 +212,36 @@ impl ApiError {
             }
             Self::BodyIncomplete(_) => "the body ended before its announced length".to_owned(),
             Self::Timeout { limit } => format!("the request was not done within {} s; send it again", limit.as_secs()),
+            Self::Encoding(DecodeError::Full(full)) | Self::Full(full) => match full {
+                Full::Everybody => {
+                    "the requests in flight hold all the memory that they may; nothing was stored".to_owned()
+                }
+                Full::Tenant { share } => format!(
+                    "the tenant's requests in flight hold the {share} bytes that one tenant's may: send fewer at once; \
+                     nothing was stored"
+                ),
+            },
             Self::Encoding(error) => error.to_string(),
             Self::Body(error) => error.to_string(),
             Self::AllRejected { errors } => {
                 format!("none of the {} events was accepted; see \"errors\"", errors.len())
             }
-            Self::Quota { unit, over: OverQuota::RetryAfter(wait) } => {
+            Self::Quota { policy, over: OverQuota::RetryAfter(wait) } => {
                 format!(
-                    "the tenant's quota of {unit} is used up; it allows this request in {:.3} s",
+                    "the tenant's quota of {} is used up; it allows this request in {:.3} s",
+                    policy.as_str(),
                     wait.as_secs_f64()
                 )
             }
-            Self::Quota { unit, over: OverQuota::Never { burst } } => {
+            Self::Quota { policy, over: OverQuota::Never { burst } } => {
+                let unit = policy.as_str();
                 format!("the request needs more {unit} than the tenant's burst of {burst}: send fewer events at a time")
             }
-            Self::Overloaded => {
-                "the requests in flight hold all the memory that they may; nothing was stored".to_owned()
+            Self::MonthIsOver { limit, .. } => format!(
+                "the tenant may send {limit} events in a calendar month (UTC), and the request is more than what is left"
+            ),
+            Self::TooManyFailures { .. } => {
+                "too many requests from this address had no valid key; one with a valid key is taken".to_owned()
             }
             Self::Wal(error) => format!("{error}; nothing was stored"),
             Self::Plugin(error) => format!("{error}; nothing was stored"),
@@ -218,10 +267,9 @@ fn auth(error: AuthError) -> (StatusCode, &'static str, Option<Duration>) {
     }
 }
 
-/// `Retry-After` knows whole seconds only; rounded up, so that coming back then is never too early.
+/// `Retry-After` knows whole seconds only.
 pub(super) fn retry_after(wait: Duration) -> HeaderValue {
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    HeaderValue::from(seconds.max(1))
+    HeaderValue::from(seconds_up(wait).max(1))
 }
 
 impl IntoResponse for ApiError {
@@ -236,6 +284,7 @@ impl IntoResponse for ApiError {
             detail: &self.detail(),
             instance: format!("urn:uuid:{}", Uuid::now_v7()),
             code,
+            violated_policies: self.policy().map(|policy| [policy.as_str()]),
             events_accepted: rejected.map(|_| 0),
             events_rejected: rejected,
             errors,
@@ -271,9 +320,12 @@ mod tests {
     fn no_status_is_one_that_makes_a_client_drop_or_loop() {
         let wait = OverQuota::RetryAfter(RETRY_SOON);
         let later = [
-            ApiError::Overloaded,
+            ApiError::Full(Full::Everybody),
+            ApiError::Full(Full::Tenant { share: 1 }),
+            ApiError::MonthIsOver { limit: 1, wait: RETRY_SOON },
+            ApiError::TooManyFailures { wait: RETRY_SOON },
             ApiError::Timeout { limit: RETRY_SOON },
-            ApiError::Quota { unit: "events", over: wait },
+            ApiError::Quota { policy: Policy::Events, over: wait },
             ApiError::Wal(AppendError::Closed),
         ];
         for error in later {

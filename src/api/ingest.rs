@@ -1,8 +1,12 @@
 //! `POST /ingest`: the events of one request, onto the disk.
 
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
+    Extension,
     body::Body,
     extract::State,
     http::{HeaderMap, StatusCode, header},
@@ -13,15 +17,19 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Api,
+    Api, Inner,
+    address::Peer,
     auth::authenticate,
     body,
     encoding::Encoding,
     error::{ApiError, RejectedEvent},
+    rate_limits::{self, Policy},
     sort::{Request, sort},
 };
 use crate::{
-    tenants::key::Scope,
+    metrics::ReasonLabels,
+    month::Month,
+    tenants::{Caller, MonthIsOver, Tenant, key::Scope},
     wal::{Append, Durability},
 };
 
@@ -52,41 +60,97 @@ fn is_zero(count: &usize) -> bool {
 
 pub(super) async fn ingest(
     State(api): State<Api>,
+    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     mut request_body: Body,
-) -> Result<Response, ApiError> {
-    let limit = api.inner.limits.request_timeout;
-    let answer = tokio::time::timeout(limit, take(&api, &headers, &mut request_body))
-        .await
-        .unwrap_or(Err(ApiError::Timeout { limit }));
-    // A client that waits for "100 Continue" has not begun to send, and is not to be asked to.
+) -> Response {
+    let inner = &api.inner;
+    let limit = inner.limits.request_timeout;
+    let started = Instant::now();
+    let (tenant, answer) = match authenticate(&api, peer.map(|Extension(peer)| peer), &headers, Scope::Ingest).await {
+        Ok(Caller { tenant, .. }) => {
+            let answer = take(&api, &tenant, started, &headers, &mut request_body);
+            let answer = tokio::time::timeout(limit, answer).await.unwrap_or(Err(ApiError::Timeout { limit }));
+            (Some(tenant), answer)
+        }
+        Err(error) => (None, Err(error)),
+    };
     match &answer {
-        Ok(_) | Err(ApiError::Timeout { .. }) => {}
+        // Whoever fails too often is not listened to any longer.
+        Ok(_) | Err(ApiError::Timeout { .. } | ApiError::TooManyFailures { .. }) => {}
+        // A client that waits for "100 Continue" has not begun to send, and is not to be asked to.
         Err(_) if headers.contains_key(header::EXPECT) => {}
         Err(_) => body::discard(&mut request_body).await,
     }
-    answer
+    let refused = answer.as_ref().err().and_then(ApiError::policy);
+    let mut response = answer.unwrap_or_else(|error| {
+        inner.metrics.refusals.get_or_create(&ReasonLabels { reason: error.reason() }).inc();
+        error.into_response()
+    });
+    if let Some(tenant) = tenant {
+        let counted = |month| inner.wal.counted(tenant.id, month);
+        let now_ms = Timestamp::now().as_millisecond();
+        rate_limits::describe(response.headers_mut(), &tenant.quotas, refused, now_ms, counted);
+    }
+    response
 }
 
-async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result<Response, ApiError> {
-    let started = Instant::now();
+impl Inner {
+    /// Takes `events` out of what `tenant` has left of the month in which they were received.
+    fn reserve(&self, tenant: &Tenant, events: u64, received_at_ms: i64) -> Result<(), ApiError> {
+        let Some(allowance) = tenant.quotas.month() else { return Ok(()) };
+        let month = Month::of(received_at_ms);
+        let counted = || self.wal.counted(tenant.id, month);
+        // None are asked for before the events are known: then all that matters is whether the month is over.
+        let reserved = if events == 0 && allowance.is_over(month, counted) {
+            Err(MonthIsOver)
+        } else {
+            allowance.reserve(month, events, counted)
+        };
+        reserved.map_err(|MonthIsOver| {
+            let wait = u64::try_from(month.ends_at_ms() - received_at_ms).unwrap_or(0);
+            ApiError::MonthIsOver { limit: allowance.settings().events, wait: Duration::from_millis(wait) }
+        })
+    }
+}
+
+async fn take(
+    api: &Api,
+    tenant: &Arc<Tenant>,
+    started: Instant,
+    headers: &HeaderMap,
+    request_body: &mut Body,
+) -> Result<Response, ApiError> {
     let inner = &api.inner;
-    let tenant = authenticate(api, headers, Scope::Ingest).await?.tenant;
+    let quotas = &tenant.quotas;
     // Before the body is read: what cannot be stored need not be sent.
     inner.wal.accepting().map_err(ApiError::Wal)?;
+    inner.reserve(tenant, 0, Timestamp::now().as_millisecond())?;
+    let over = |over| ApiError::Quota { policy: Policy::Bytes, over };
+    // Most requests say how long they are, and those that are too much need not come into memory.
+    let announced = body::announced(request_body, &inner.limits)?;
+    if let Some(bytes) = announced {
+        quotas.take_bytes(bytes).map_err(over)?;
+    }
 
-    let mut held = inner.budget.reservation();
+    let mut held = inner.budget.reservation(quotas);
     let received = body::read(request_body, &inner.limits, &mut held).await?;
     inner.metrics.request_body.inc_by(received.len() as u64);
-    let kib = received.len().div_ceil(1024) as u64;
-    tenant.quotas.kib.take(kib).map_err(|over| ApiError::Quota { unit: "KiB", over })?;
+    if announced.is_none() {
+        quotas.take_bytes(received.len() as u64).map_err(over)?;
+    }
 
     let encoding = Encoding::of(headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes), &received)
         .map_err(ApiError::Encoding)?;
-    let request = Request { tenant, encoding, body: received, received_at_ms: Timestamp::now().as_millisecond() };
+    let request = Request {
+        tenant: Arc::clone(tenant),
+        encoding,
+        body: received,
+        received_at_ms: Timestamp::now().as_millisecond(),
+    };
     // What is reserved stays so until the events are on disk: a disk that stalls must not gather bodies without bound.
     let (sorted, held) = sort(api, &request, held).await?;
-    let Request { tenant, received_at_ms, .. } = request;
+    let received_at_ms = request.received_at_ms;
 
     inner.count_rejected(&sorted.rejected);
     let accepted = sorted.stored + sorted.parked + sorted.dropped;
@@ -95,8 +159,15 @@ async fn take(api: &Api, headers: &HeaderMap, request_body: &mut Body) -> Result
     }
     // Of a request whose events were all dropped there is nothing to keep.
     if !sorted.chunks.is_empty() {
-        let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks };
-        inner.wal.append(append).await.map_err(ApiError::Wal)?;
+        let (events, counted) = ((sorted.stored + sorted.parked) as u64, quotas.month().is_some());
+        inner.reserve(tenant, events, received_at_ms)?;
+        let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted };
+        if let Err(error) = inner.wal.append(append).await {
+            if let Some(allowance) = quotas.month() {
+                allowance.release(Month::of(received_at_ms), events);
+            }
+            return Err(ApiError::Wal(error));
+        }
     }
     drop(held);
 

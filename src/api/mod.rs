@@ -1,16 +1,20 @@
 //! The front: HTTP in, an answer that means "on disk" out.
 //!
 //! ```text
-//! authenticate --> quota in KiB --> decompress (bounded) --> split --> quota in events --> read, check --> plugins
-//!              --> log --> 2xx
+//! authenticate --> quota in bytes --> decompress (bounded) --> split --> quota in events --> read, check --> plugins
+//!              --> allowance of the month --> log --> 2xx
 //! ```
 //!
 //! - Each step can end the request with an [`ApiError`]; `error.rs` is the only place that turns one into a status.
-//! - Memory is bounded: every body in flight, and what it decompresses to, is reserved from one shared budget.
+//! - Memory is bounded: every body in flight, and what it decompresses to, is reserved from one shared budget, of which a
+//!   tenant gets at most half.
+//! - Every answer to a tenant tells what is left of its quota (`rate_limits`); failures to authenticate are limited by the
+//!   address that they come from (`address`, [`Failures`]).
 //! - Large bodies are parsed off the async threads, so that they do not delay the small ones.
 //! - The front knows the event, the tenant and the log. It does not know what is behind the log: whether a broker or
 //!   ClickHouse is up changes what `/health` says and nothing else here.
 
+mod address;
 mod auth;
 mod body;
 mod budget;
@@ -18,6 +22,7 @@ mod encoding;
 mod error;
 mod health;
 mod ingest;
+mod rate_limits;
 mod server;
 mod sort;
 mod usage;
@@ -34,15 +39,18 @@ use axum::{
 };
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+pub use address::{Network, NetworkError};
+pub use budget::Full;
 pub use error::{ApiError, RejectedEvent, RejectionCode};
 pub use health::{Probe, Readiness};
+pub use rate_limits::Policy;
 pub use server::{Server, ServerSettings};
 
 use self::budget::Budget;
 use crate::{
     metrics::{Metrics, OutcomeLabels, RequestLabels},
     plugins::Plugins,
-    tenants::Tenants,
+    tenants::{Failures, Tenants},
     wal::{Codec, Wal},
 };
 
@@ -73,9 +81,19 @@ pub struct Api {
     inner: Arc<Inner>,
 }
 
+/// Whose requests are taken.
+pub struct Doors {
+    /// The tenants.
+    pub tenants: Tenants,
+    /// Failures to authenticate.
+    pub failures: Failures,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Network>,
+}
+
 struct Inner {
     limits: Limits,
-    tenants: Tenants,
+    doors: Doors,
     wal: Wal,
     codec: Codec,
     plugins: Option<Plugins>,
@@ -89,15 +107,15 @@ impl Api {
     /// Wires the front to its log; without `plugins` the built-in types are all there are.
     pub fn new(
         limits: Limits,
-        tenants: Tenants,
+        doors: Doors,
         wal: Wal,
         codec: Codec,
         plugins: Option<Plugins>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let budget = Budget::new(limits.in_flight_bytes, Arc::clone(&metrics));
+        let budget = Budget::new(&limits, Arc::clone(&metrics));
         let accepted = metrics.events.get_or_create_owned(&OutcomeLabels { outcome: "accepted", code: "" });
-        Self { inner: Arc::new(Inner { limits, tenants, wal, codec, plugins, budget, metrics, accepted }) }
+        Self { inner: Arc::new(Inner { limits, doors, wal, codec, plugins, budget, metrics, accepted }) }
     }
 
     /// The public routes.
@@ -135,10 +153,12 @@ async fn render_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
 }
 
 /// Browsers may send from any page: the key, and not the origin, says whose an event is. The origin is mirrored because
-/// a beacon is sent with credentials, for which `*` is not valid (a key with origins of its own is refused elsewhere); `Authorization` is named because `*` does not cover it.
+/// a beacon is sent with credentials, for which `*` is not valid; `Authorization` is named because `*` does not cover it. A
+/// key with origins of its own is refused when it is used elsewhere.
 fn cors() -> CorsLayer {
     let headers = ["authorization", "x-api-key", "content-type", "content-encoding", "idempotency-key"];
-    let exposed = [header::RETRY_AFTER];
+    let exposed =
+        [header::RETRY_AFTER, rate_limits::POLICY, rate_limits::LIMIT, rate_limits::RESET, rate_limits::WARNING];
     CorsLayer::new()
         .allow_origin(AllowOrigin::mirror_request())
         .allow_credentials(true)

@@ -14,6 +14,7 @@ use super::{
     budget::Reservation,
     encoding::Encoding,
     error::{ApiError, RejectedEvent, RejectionCode},
+    rate_limits::Policy,
 };
 use crate::{
     event::{self, Acceptance, Batch},
@@ -103,10 +104,8 @@ async fn sort_with_plugins(
             Err(RunError::Abandoned { plugin: name, limit }) => {
                 abandoned.push(Abandoned { plugin: name, limit });
                 // The thread that hangs holds the body, and what was reserved for it.
-                held = api.inner.budget.reservation();
-                if !held.grow(request.body.len()) {
-                    return Err(ApiError::Overloaded);
-                }
+                held = api.inner.budget.reservation(&request.tenant.quotas);
+                held.grow(request.body.len()).map_err(ApiError::Full)?;
             }
             Err(error) => {
                 tracing::error!(%error, "reading a request failed");
@@ -133,7 +132,7 @@ impl Inner {
         // Once for a request, however often a plugin makes it be sorted.
         if worker.is_none_or(|(_, abandoned)| abandoned.is_empty()) {
             let total = batch.events.len() as u64;
-            tenant.quotas.events.take(total).map_err(|over| ApiError::Quota { unit: "events", over })?;
+            tenant.quotas.take_events(total).map_err(|over| ApiError::Quota { policy: Policy::Events, over })?;
         }
         let acceptance = self.acceptance(tenant, *received_at_ms);
 

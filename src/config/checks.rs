@@ -6,26 +6,10 @@ use super::{
     Config,
     error::{Problem, Warning},
     kinds::Durability,
+    quota::TenantQuota,
     reader::Reader,
-    schema::{Limits, Quota},
     units::ByteSize,
 };
-
-/// The bursts that are below what one request may hold: such a request could never pass.
-pub(super) fn bursts(quota: &Quota, limits: &Limits) -> Vec<(&'static str, Problem)> {
-    let mut wrong = Vec::new();
-    let events = limits.events_per_request as u64;
-    if quota.events_per_second > 0 && u64::from(quota.events_burst) < events {
-        let what = format!("below limits.events_per_request ({events}), so that such a request could never pass");
-        wrong.push(("events_burst", Problem::new(what, format!("give at least {events}"))));
-    }
-    let kib = limits.body_bytes.div_ceil(1024);
-    if quota.kib_per_second > 0 && u64::from(quota.kib_burst) < kib {
-        let what = format!("below limits.body_bytes ({kib} KiB), so that such a request could never pass");
-        wrong.push(("kib_burst", Problem::new(what, format!("give at least {kib}"))));
-    }
-    wrong
-}
 
 /// Records every conflict between keys.
 pub(super) fn conflicts(config: &Config, reader: &mut Reader<'_>) {
@@ -69,15 +53,20 @@ fn limits(config: &Config, reader: &mut Reader<'_>) {
         let problem = Problem::new("above limits.decompressed_bytes", fix);
         reader.conflict("limits.event_bytes", &["limits.decompressed_bytes"], problem);
     }
-    for (key, problem) in bursts(&config.quota, limits) {
+    for (key, _, problem) in TenantQuota::of(&config.quota).small_bursts(limits) {
         match key {
             "events_burst" => reader.conflict(
                 "quota.events_burst",
                 &["quota.events_per_second", "limits.events_per_request"],
                 problem,
             ),
-            _ => reader.conflict("quota.kib_burst", &["quota.kib_per_second", "limits.body_bytes"], problem),
+            _ => reader.conflict("quota.bytes_burst", &["quota.bytes_per_second", "limits.body_bytes"], problem),
         }
+    }
+    let quota = &config.quota;
+    if quota.address_requests_per_second > 0 && quota.address_burst == 0 {
+        let problem = Problem::new("no request could ever fail to authenticate and be told so", "give at least 1");
+        reader.conflict("quota.address_burst", &["quota.address_requests_per_second"], problem);
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     kinds::{Kind, Secret, not_one_of, string},
     raw::{Raw, Shape},
 };
-use crate::broker::PROTECTED_PROPERTIES;
+use crate::{api::Network, broker::PROTECTED_PROPERTIES};
 
 /// What this process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,24 @@ impl Kind for BrokerList {
             }
         }
         Ok(brokers.into_iter().map(str::to_owned).collect())
+    }
+}
+
+/// Blocks of addresses.
+pub struct Networks;
+
+impl Kind for Networks {
+    type Value = Vec<Network>;
+    const SHAPE: Shape = Shape::List;
+
+    fn parse(raw: &Raw) -> Result<Vec<Network>, Problem> {
+        let network = |text: &str| {
+            text.parse::<Network>().map_err(|error| {
+                let fix = r#"give addresses or blocks of them, such as ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"]"#;
+                Problem::new(format!("{text:?} is wrong: {error}"), fix)
+            })
+        };
+        strings(raw)?.into_iter().map(network).collect()
     }
 }
 

@@ -35,6 +35,7 @@ mod error;
 mod file;
 mod kinds;
 mod plugins;
+mod quota;
 mod raw;
 mod reader;
 mod render;
@@ -56,6 +57,7 @@ pub use error::{ConfigError, ConfigErrors, Origin, Problem, Warning};
 pub use kinds::{
     BrokerCompression, ClickHouseCompression, Durability, Isolation, LogFormat, Migrate, Secret, Tier, WalCodec,
 };
+pub use quota::TenantQuota;
 pub use schema::{
     Auth, ClickHouse, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults, Server,
     Shutdown, Sink, Wal,

@@ -12,8 +12,8 @@ use std::{
 
 use super::{
     compound::{
-        BrokerList, Identifier, KafkaName, OptionalEndpoint, OptionalIdentifier, OptionalUrl, Properties, RoleList,
-        Roles,
+        BrokerList, Identifier, KafkaName, Networks, OptionalEndpoint, OptionalIdentifier, OptionalUrl, Properties,
+        RoleList, Roles,
     },
     kinds::{
         BrokerCompression, Bytes, ClickHouseCompression, Durability, FilePath, Flag, Host, Interval, Isolation, Kind,
@@ -21,10 +21,12 @@ use super::{
         SecretText, SegmentBytes, Text, WalCodec, Whole,
     },
     plugins::{PluginNames, PluginTables, Sha256Sums},
+    quota::{ByteBurst, ByteRate, EventBurst, EventRate, MonthlyEvents},
     raw::{Raw, Shape},
     reader::Reader,
     units::Retention,
 };
+use crate::api::Network;
 
 /// A key of the schema.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +102,8 @@ schema! {
         port: u16 = Whole<u16, 0, 65535>;
         /// Address of metrics and admin routes; absent: served with the API.
         admin_listen: Option<SocketAddr> = Listen;
+        /// Proxies whose `X-Forwarded-For` is believed.
+        trusted_proxies: Vec<Network> = Networks;
         /// From the connection, or the answer before, to the end of a request's head.
         header_timeout: Duration = Interval<1>;
         /// From a request's head to its answer.
@@ -146,16 +150,28 @@ schema! {
         cache_keys: usize = Whole<usize, 1, 10_000_000>;
     }
 
-    /// `[quota]`, and every tenant's own.
+    /// `[quota]`
     Quota at "quota." {
         /// Events a second; 0 is unlimited.
-        events_per_second: u32 = Whole<u32, 0, 1_000_000_000>;
+        events_per_second: u64 = EventRate;
         /// Events at once.
-        events_burst: u32 = Whole<u32, 0, 1_000_000_000>;
-        /// KiB a second; 0 is unlimited.
-        kib_per_second: u32 = Whole<u32, 0, 1_000_000_000>;
-        /// KiB at once.
-        kib_burst: u32 = Whole<u32, 0, 1_000_000_000>;
+        events_burst: u64 = EventBurst;
+        /// Bytes a second; 0 is unlimited.
+        bytes_per_second: u64 = ByteRate;
+        /// Bytes at once.
+        bytes_burst: u64 = ByteBurst;
+        /// Events in a calendar month; 0 is unlimited.
+        events_per_month: u64 = MonthlyEvents;
+        /// Whether more than that is refused.
+        monthly_hard_stop: bool = Flag;
+        /// Share of it from which answers warn.
+        monthly_warn_ratio: f64 = Ratio;
+        /// Nodes that share what a tenant may send.
+        nodes: u32 = Whole<u32, 1, 10_000>;
+        /// Requests a second of one address that fail to authenticate; 0 is unlimited.
+        address_requests_per_second: u64 = EventRate;
+        /// Such requests at once.
+        address_burst: u64 = EventBurst;
     }
 
     /// `[retention]`

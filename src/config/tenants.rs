@@ -18,10 +18,10 @@ use toml::{
 use uuid::Uuid;
 
 use super::{
-    checks,
     compound::strings,
     error::{ConfigError, ConfigErrors, Origin, Problem},
-    kinds::{Flag, Kind, RetentionText, Text, Tier, Whole, string},
+    kinds::{Flag, Kind, RetentionText, Text, Tier, string},
+    quota::{OwnKeys, TenantQuota},
     raw::Raw,
     schema::{Limits, Quota},
     text::nearest,
@@ -44,8 +44,11 @@ pub(super) const TENANT_KEYS: &[&str] = &[
     "retention",
     "events_per_second",
     "events_burst",
-    "kib_per_second",
-    "kib_burst",
+    "bytes_per_second",
+    "bytes_burst",
+    "events_per_month",
+    "monthly_hard_stop",
+    "monthly_warn_ratio",
     "keys",
 ];
 
@@ -77,7 +80,7 @@ pub struct Tenant {
     /// Its keys.
     pub keys: Vec<Key>,
     /// How much it may send.
-    pub quota: Quota,
+    pub quota: TenantQuota,
     /// How long its events are kept.
     pub retention: Retention,
 }
@@ -233,24 +236,14 @@ impl<'a, 'e> Fields<'a, 'e> {
         Some(Tenant { id: id?, name, disabled, tier, keys, quota, retention })
     }
 
-    fn quota(&mut self, defaults: &TenantDefaults) -> Quota {
+    fn quota(&mut self, defaults: &TenantDefaults) -> TenantQuota {
         let errors_before = self.errors.len();
-        let quota = &defaults.quota;
-        let own = Quota {
-            events_per_second: self.number("events_per_second", quota.events_per_second),
-            events_burst: self.number("events_burst", quota.events_burst),
-            kib_per_second: self.number("kib_per_second", quota.kib_per_second),
-            kib_burst: self.number("kib_burst", quota.kib_burst),
-        };
-        let overrides = |key: &str| self.values.contains_key(key);
-        let (events, kib) = (
-            overrides("events_per_second") || overrides("events_burst"),
-            overrides("kib_per_second") || overrides("kib_burst"),
-        );
+        let own = TenantQuota::of(&defaults.quota).with(self);
         if self.errors.len() == errors_before {
-            for (key, problem) in checks::bursts(&own, &defaults.limits) {
-                if if key == "events_burst" { events } else { kib } {
-                    self.wrong(key, problem);
+            for (burst, rate, problem) in own.small_bursts(&defaults.limits) {
+                // What it takes from [quota] is wrong there.
+                if self.values.contains_key(burst) || self.values.contains_key(rate) {
+                    self.wrong(burst, problem);
                 }
             }
         }
@@ -288,10 +281,6 @@ impl<'a, 'e> Fields<'a, 'e> {
                 None
             }
         }
-    }
-
-    fn number(&mut self, key: &'static str, default: u32) -> u32 {
-        self.get::<Whole<u32, 0, 1_000_000_000>>(key).unwrap_or(default)
     }
 
     /// The tables of the list `key`, each with where it begins.
@@ -335,6 +324,12 @@ impl<'a, 'e> Fields<'a, 'e> {
             );
             self.wrong(key, Problem::new("unknown key", fix));
         }
+    }
+}
+
+impl OwnKeys for Fields<'_, '_> {
+    fn own<K: Kind>(&mut self, key: &'static str) -> Option<K::Value> {
+        self.get::<K>(key)
     }
 }
 

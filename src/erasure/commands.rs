@@ -24,6 +24,8 @@ const DELETION: Duration = Duration::from_hours(6);
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it is said what is waited for.
 const SAY: Duration = Duration::from_secs(10);
+/// Longest wait for sinks: one that works confirms within seconds, one that is cut off is silent sooner than that.
+const CONFIRMATION: Duration = Duration::from_mins(15);
 /// How much longer than a topic's retention a tombstone is kept.
 const LONGER_THAN_TOPIC: Duration = Duration::from_hours(90 * 24);
 
@@ -143,11 +145,14 @@ struct Run<'a> {
 impl Run<'_> {
     /// Names under which the person was known before they gave theirs.
     async fn anonymous_ids(&self, tenant: TenantId, user: &str) -> Result<Vec<String>> {
+        // A run that comes after another no longer finds the events: what the other has found stands in its tombstone.
         let sql = format!(
-            "SELECT DISTINCT anonymous_id FROM {}.events \
-             WHERE tenant_id = '{tenant}' AND user_id = {} AND anonymous_id != '' ORDER BY anonymous_id",
-            self.database,
-            quote_text(user)
+            "SELECT DISTINCT id FROM (\
+             SELECT anonymous_id AS id FROM {database}.events WHERE tenant_id = '{tenant}' AND user_id = {user} \
+             UNION ALL SELECT arrayJoin(anonymous_ids) AS id FROM {database}.erasures \
+             WHERE tenant_id = '{tenant}' AND user_id = {user}) WHERE id != '' ORDER BY id",
+            database = self.database,
+            user = quote_text(user)
         );
         let mut ids: Vec<String> = self.client.fetch(&sql).await.context("looking for the person's anonymous ids")?;
         // The id may be an anonymous one itself.
@@ -235,7 +240,7 @@ impl Run<'_> {
     /// Waits until every sink leaves out what the tombstone names, and until no insert is left that began before.
     /// Returns how many have confirmed.
     async fn confirmed(&self, tombstone: Uuid) -> Result<u64> {
-        let silent = SILENT + self.settings.insert_timeout;
+        let silent = SILENT + 2 * self.settings.insert_timeout;
         let sql = format!(
             "SELECT sink AS id, argMax(stopped, at) AS stopped, \
              toInt64(dateDiff('second', max(at), now64(3, 'UTC'))) AS silent_seconds, \
@@ -243,7 +248,8 @@ impl Run<'_> {
              FROM {}.sink_reports GROUP BY sink",
             self.database
         );
-        let mut said = tokio::time::Instant::now();
+        let started = tokio::time::Instant::now();
+        let mut said = started;
         loop {
             let sinks: Vec<Sink> = self.client.fetch(&sql).await.context("asking for the sinks")?;
             let applied = sinks.iter().filter(|sink| sink.applies == 1).count() as u64;
@@ -254,9 +260,16 @@ impl Run<'_> {
                 self.inserts_ended().await?;
                 return Ok(applied);
             }
+            let names: Vec<String> = waiting.iter().map(|sink| sink.id.to_string()).collect();
+            if started.elapsed() >= CONFIRMATION {
+                bail!(
+                    "sinks are there and do not confirm ({}): see /health of the nodes. The rows are deleted and the tombstone \
+                     stays; start the command again to delete what these sinks may have stored meanwhile",
+                    names.join(", ")
+                );
+            }
             if said.elapsed() >= SAY {
                 said = tokio::time::Instant::now();
-                let names: Vec<String> = waiting.iter().map(|sink| sink.id.to_string()).collect();
                 eprintln!(
                     "Waiting for sinks to confirm, or to be silent for {} s: {}",
                     silent.as_secs(),

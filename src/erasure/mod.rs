@@ -50,8 +50,8 @@ pub const POLL: Duration = Duration::from_secs(2);
 pub const FRESH: Duration = Duration::from_secs(10);
 /// How often a sink says that it is there.
 const REPORT: Duration = Duration::from_secs(10);
-/// After so much silence a sink has no insert under way: what it last read is no longer fresh, and an insert ends within
-/// `clickhouse.insert_timeout`, which is added.
+/// After so much silence a sink has no insert under way: what it last read is no longer fresh, and the two inserts that a
+/// lease may cover end within `clickhouse.insert_timeout` each, which is added.
 pub const SILENT: Duration = Duration::from_secs(30);
 
 /// The tombstones of one database, and this process as one that applies them. Cheap to clone; clones share them.

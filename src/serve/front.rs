@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Common, settings};
 use crate::{
-    api::{self, Api, Readiness, Server},
+    api::{self, Api, Doors, Readiness, Server},
     health::State,
     plugins::Plugins,
     tenants::{Tenants, external::External, watch::Watch},
@@ -36,11 +36,11 @@ impl Front {
         let mut watching = None;
         let mut public = match wal {
             Some(wal) => {
-                let tenants = tenants(common)?;
-                watching = Some(watch(common, tenants.clone()));
+                let doors = doors(common)?;
+                watching = Some(watch(common, doors.tenants.clone()));
                 let codec = settings::codec(config);
                 let metrics = Arc::clone(&common.metrics);
-                Api::new(settings::limits(config), tenants, wal.clone(), codec, Some(plugins), metrics)
+                Api::new(settings::limits(config), doors, wal.clone(), codec, Some(plugins), metrics)
                     .router(probe.clone())
             }
             None => api::health_router(probe.clone()),
@@ -97,13 +97,13 @@ impl Front {
     }
 }
 
-/// The tenants, with the service that knows keys which the file does not have.
-fn tenants(common: &Common) -> Result<Tenants> {
+/// Whose requests are taken: the tenants, with the service that knows keys which the file does not have.
+fn doors(common: &Common) -> Result<Doors> {
     let external = settings::external(&common.config)?.map(|settings| {
         External::new(settings, common.health.component("auth"), Arc::clone(&common.metrics))
             .context("setting up the client of auth.url")
     });
-    settings::tenants(&common.config, external.transpose()?)
+    settings::doors(&common.config, external.transpose()?)
 }
 
 /// Takes the tenants' file again whenever it changes.

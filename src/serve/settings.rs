@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 
 use crate::{
     api, broker, clickhouse,
-    config::{self, Config},
+    config::{self, Config, TenantQuota},
     erasure,
     event::Retention,
     plugins::{faults::FaultWindow, instance, plugin::Deadline, registry, threads},
     sink::{self, source::RangeLimits},
     tenants::{
-        Description, QuotaSettings, Rate, Set, Tenants,
+        AllowanceSettings, Description, Failures, QuotaSettings, Rate, RateError, Set, Tenants,
         external::{self, External},
         watch,
     },
@@ -69,36 +69,19 @@ pub(super) fn server(config: &Config) -> api::ServerSettings {
 }
 
 /// A tenant of the file, as the front takes it.
-fn described(tenant: config::Tenant) -> Result<Description> {
+fn described(tenant: config::Tenant, nodes: u32, limits: &config::Limits) -> Result<Description> {
     let config::Tenant { id, name, disabled, tier: _, keys, quota, retention } = tenant;
-    let (quota, retention) = (self::quota(&quota)?, Retention::of(retention.duration()));
-    Ok(Description { id, name, disabled, retention, quota, keys })
-}
-
-fn quota(quota: &config::Quota) -> Result<QuotaSettings> {
-    let rate = |per_second: u32, burst: u32| {
-        let rate = (per_second > 0).then(|| Rate::new(per_second.into(), burst.into()));
-        rate.transpose().context("the quota of a tenant")
-    };
-    Ok(QuotaSettings {
-        events: rate(quota.events_per_second, quota.events_burst)?,
-        kib: rate(quota.kib_per_second, quota.kib_burst)?,
-    })
-}
-
-/// The tenants as they were at start.
-pub(super) fn tenants(config: &Config, external: Option<External>) -> Result<Tenants> {
-    let tenants = config.tenants.tenants.iter().cloned().map(described).collect::<Result<Vec<_>>>()?;
-    Ok(Tenants::new(Set::new(tenants, &Set::default()), external))
+    let quota = self::quota(&quota, nodes, limits).with_context(|| format!("the quota of tenant {id}"))?;
+    Ok(Description { id, name, disabled, retention: Retention::of(retention.duration()), quota, keys })
 }
 
 /// Reads the tenants' file as it is when this is called.
 pub(super) fn read_tenants(config: &Config) -> watch::Read {
-    let (defaults, path) = (config.tenant_defaults(), config.tenants_file());
+    let (defaults, path, nodes) = (config.tenant_defaults(), config.tenants_file(), config.quota.nodes);
     Arc::new(move || {
         let file = defaults.read(&path).map_err(|errors| errors.to_string())?;
-        let tenants = file.tenants.into_iter().map(described).collect::<Result<Vec<_>>>();
-        tenants.map_err(|error| format!("{error:#}"))
+        let tenants = file.tenants.into_iter().map(|tenant| described(tenant, nodes, &defaults.limits));
+        tenants.collect::<Result<Vec<_>>>().map_err(|error| format!("{error:#}"))
     })
 }
 
@@ -113,9 +96,45 @@ pub(super) fn external(config: &Config) -> Result<Option<external::Settings>> {
         negative_cache: auth.negative_cache,
         stale: auth.stale,
         cache_keys: auth.cache_keys,
-        quota: quota(&config.quota)?,
+        quota: quota(&TenantQuota::of(&config.quota), config.quota.nodes, &config.limits)?,
         retention: Retention::of(config.retention.default.duration()),
     }))
+}
+
+/// A rate, or none for no rate a second.
+fn rate(per_second: u64, burst: u64) -> Result<Option<Rate>, RateError> {
+    (per_second > 0).then(|| Rate::new(per_second, burst)).transpose()
+}
+
+/// One node's share of what a tenant may send: of rates and of the month at least one event or byte, and of the bursts as
+/// much as one request may hold, which no division may make impossible.
+pub(super) fn quota(quota: &TenantQuota, nodes: u32, limits: &config::Limits) -> Result<QuotaSettings, RateError> {
+    let nodes = u64::from(nodes);
+    let share = |whole: u64| if whole == 0 { 0 } else { (whole / nodes).max(1) };
+    let burst = |whole: u64, request: u64| (whole / nodes).max(request.min(whole));
+    Ok(QuotaSettings {
+        events: rate(share(quota.events_per_second), burst(quota.events_burst, limits.events_per_request as u64))?,
+        bytes: rate(share(quota.bytes_per_second), burst(quota.bytes_burst, limits.body_bytes))?,
+        month: (quota.events_per_month > 0).then_some(AllowanceSettings {
+            events: share(quota.events_per_month),
+            hard_stop: quota.monthly_hard_stop,
+            warn_ratio: quota.monthly_warn_ratio,
+        }),
+    })
+}
+
+/// Whose requests are taken.
+pub(super) fn doors(config: &Config, external: Option<External>) -> Result<api::Doors> {
+    let tenants = config.tenants.tenants.iter().cloned();
+    let tenants = tenants.map(|tenant| described(tenant, config.quota.nodes, &config.limits));
+    let tenants = tenants.collect::<Result<Vec<_>>>()?;
+    let quota = &config.quota;
+    let failures = rate(quota.address_requests_per_second, quota.address_burst).context("quota.address_burst")?;
+    Ok(api::Doors {
+        tenants: Tenants::new(Set::new(tenants, &Set::default()), external),
+        failures: Failures::new(failures),
+        trusted_proxies: config.server.trusted_proxies.clone(),
+    })
 }
 
 /// What the registry of plugins takes.
@@ -212,5 +231,33 @@ pub(super) fn broker(config: &Config) -> broker::Settings {
         group: settings.group.clone(),
         properties: settings.properties.iter().map(|(key, value)| (key.clone(), value.expose().to_owned())).collect(),
         ..broker::Settings::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn nodes_divide_rates_bursts_and_the_month_but_never_below_a_request() {
+        let (config, _) = Config::load(None, &BTreeMap::new()).unwrap();
+        let whole = TenantQuota { events_per_month: 1001, ..TenantQuota::of(&config.quota) };
+        let one = quota(&whole, 1, &config.limits).unwrap();
+        assert_eq!(one.events, Some(Rate::new(100_000, 200_000).unwrap()));
+        assert_eq!(one.bytes, Some(Rate::new(100 << 20, 200 << 20).unwrap()));
+        let four = quota(&whole, 4, &config.limits).unwrap();
+        assert_eq!(four.events, Some(Rate::new(25_000, 50_000).unwrap()));
+        assert_eq!(four.bytes, Some(Rate::new(25 << 20, 50 << 20).unwrap()));
+        assert_eq!(four.month.map(|month| month.events), Some(250));
+        let many = quota(&whole, 10_000, &config.limits).unwrap();
+        assert_eq!(many.events, Some(Rate::new(10, 10_000).unwrap()), "a request of 10,000 events still passes");
+        assert_eq!(many.bytes, Some(Rate::new(10_485, 8 << 20).unwrap()), "and one of 8 MiB");
+        assert_eq!(many.month.map(|month| month.events), Some(1));
+        let unlimited = TenantQuota { events_per_second: 0, bytes_per_second: 0, events_per_month: 0, ..whole };
+        assert_eq!(quota(&unlimited, 4, &config.limits).unwrap(), QuotaSettings::default());
     }
 }

@@ -173,9 +173,15 @@ impl External {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Whose key that is. The tenant is the one of `file` where that has it.
-    pub(super) async fn find(&self, credentials: &Credentials<'_>, file: &ArcSwap<Set>) -> Result<Caller, AuthError> {
-        let identity = self.identity(credentials).await;
+    /// Whose key that is; nobody's if that is not known and would have to be asked, and this may not ask. The tenant is the
+    /// one of `file` where that has it.
+    pub(super) async fn find(
+        &self,
+        credentials: &Credentials<'_>,
+        file: &ArcSwap<Set>,
+        may_ask: bool,
+    ) -> Result<Caller, AuthError> {
+        let identity = self.identity(credentials, may_ask).await;
         let (tenant, key) = match identity {
             Identity::Of { tenant, key } => (tenant, key),
             Identity::Nobody => return Err(AuthError::Invalid),
@@ -188,9 +194,12 @@ impl External {
         Ok(Caller { tenant, key })
     }
 
-    async fn identity(&self, credentials: &Credentials<'_>) -> Identity {
+    async fn identity(&self, credentials: &Credentials<'_>, may_ask: bool) -> Identity {
         let inner = &self.inner;
         let sum = KeySum::of(credentials.key);
+        if !may_ask {
+            return inner.slots.get(&sum).and_then(|slot| slot.fresh()).unwrap_or(Identity::Nobody);
+        }
         let slot = inner.slots.get_or_insert_with(&sum, || Ok::<_, std::convert::Infallible>(Arc::default()));
         let Ok(slot) = slot;
         if let Some(identity) = slot.fresh() {

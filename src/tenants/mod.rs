@@ -13,6 +13,7 @@
 pub mod commands;
 mod credentials;
 pub mod external;
+mod failures;
 pub mod key;
 mod quota;
 mod set;
@@ -25,7 +26,11 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 pub use credentials::Credentials;
-pub use quota::{Bucket, OverQuota, QuotaSettings, Quotas, Rate, RateError};
+pub use failures::Failures;
+pub use quota::{
+    Allowance, AllowanceSettings, Bucket, Elapsed, Level, MonthIsOver, OverQuota, QuotaSettings, Quotas, Rate,
+    RateError,
+};
 pub use set::{Description, Set};
 
 use self::{
@@ -92,6 +97,13 @@ pub enum AuthError {
     Unavailable,
 }
 
+impl AuthError {
+    /// Whether whoever sent this may be guessing: it showed no key that is known here.
+    pub const fn is_failure(self) -> bool {
+        matches!(self, Self::Missing | Self::Malformed | Self::Invalid | Self::Expired | Self::Revoked)
+    }
+}
+
 impl From<Refused> for AuthError {
     fn from(refused: Refused) -> Self {
         match refused {
@@ -127,7 +139,13 @@ impl Tenants {
         self.set.store(Arc::new(set));
     }
 
-    /// Whose `credentials` are, if they may be used for `scope` by a page of `origin`.
+    /// Whether a service is asked for keys that the file does not have.
+    pub fn asks(&self) -> bool {
+        self.external.is_some()
+    }
+
+    /// Whose `credentials` are, if they may be used for `scope` by a page of `origin`. Unless it `may_ask`, a key that is not
+    /// known here is nobody's.
     ///
     /// # Errors
     /// [`AuthError`]. What is told to a wrong key is the same whether or not the tenant exists.
@@ -136,11 +154,12 @@ impl Tenants {
         credentials: Credentials<'_>,
         scope: Scope,
         origin: Option<&str>,
+        may_ask: bool,
     ) -> Result<Caller, AuthError> {
         let found = self.set.load().find(&credentials);
         let caller = match (found, &self.external) {
             (Some(caller), _) => caller,
-            (None, Some(external)) => external.find(&credentials, &self.set).await?,
+            (None, Some(external)) => external.find(&credentials, &self.set, may_ask).await?,
             (None, None) => return Err(AuthError::Invalid),
         };
         caller.key.check(Timestamp::now(), scope, origin)?;

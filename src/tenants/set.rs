@@ -39,13 +39,13 @@ pub struct Set {
 
 impl Set {
     /// The set of `tenants`. Of two with one id or one key the later one counts (the configuration refuses that before).
-    /// Tenants of `before` keep what they have used of their quotas, if those are still the same.
+    /// Tenants of `before` keep what they have used of their quotas, if those are still the same; and of the month in any case.
     pub fn new(tenants: impl IntoIterator<Item = Description>, before: &Self) -> Self {
         let mut set = Self::default();
         for tenant in tenants {
-            let kept = before.by_id.get(&tenant.id).map(|tenant| &tenant.quotas);
-            let quotas = match kept.filter(|quotas| *quotas.settings() == tenant.quota) {
-                Some(quotas) => Arc::clone(quotas),
+            let quotas = match before.by_id.get(&tenant.id).map(|tenant| &tenant.quotas) {
+                Some(quotas) if *quotas.settings() == tenant.quota => Arc::clone(quotas),
+                Some(quotas) => Arc::new(quotas.with(&tenant.quota)),
                 None => Arc::new(Quotas::new(&tenant.quota)),
             };
             let Description { id, name, disabled, retention, quota: _, keys } = tenant;

@@ -50,13 +50,16 @@ impl Writer {
         self.marks.done = done;
         self.shared.tail.lock().forget_through(done);
         let active = self.active.as_ref().map(|(generation, _)| generation.ordinal);
-        let gone: Vec<Arc<Generation>> = {
+        let may_go = |generation: &Arc<Generation>| Some(generation.ordinal) != active && generation.last() <= done;
+        // Only this thread takes generations out.
+        let last = self.shared.generations.read().iter().take_while(|generation| may_go(generation)).last().cloned();
+        let counted = last.is_none_or(|last| self.tally_is_saved_through(last.last()));
+        let gone: Vec<Arc<Generation>> = if counted {
             let mut generations = self.shared.generations.write();
-            let keep = generations
-                .iter()
-                .position(|generation| Some(generation.ordinal) == active || generation.last() > done)
-                .unwrap_or(generations.len());
+            let keep = generations.iter().position(|generation| !may_go(generation)).unwrap_or(generations.len());
             generations.drain(..keep).collect()
+        } else {
+            Vec::new()
         };
         self.marks.oldest = self.shared.generations.read().front().map_or(self.ordinal, |oldest| oldest.ordinal);
         self.write_marks();

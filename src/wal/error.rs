@@ -138,6 +138,18 @@ pub enum StateError {
     Closed,
 }
 
+impl StateError {
+    /// The error of a file system that is full.
+    pub(super) fn full(&self) -> Option<io::Error> {
+        let Self::Io { source, .. } = self else { return None };
+        is_full(source).then(|| io::Error::new(source.kind(), source.to_string()))
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// What the storage engine (sled) or the files below it said.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -166,7 +178,6 @@ impl StoreError {
     /// The error of a file system that is full, which is waited out; every other one is not.
     pub(super) fn no_space(&self) -> Option<io::Error> {
         let (Self::Sled(sled::Error::Io(source)) | Self::Io { source, .. }) = self else { return None };
-        let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        full.then(|| io::Error::new(source.kind(), source.to_string()))
+        is_full(source).then(|| io::Error::new(source.kind(), source.to_string()))
     }
 }

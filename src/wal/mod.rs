@@ -12,6 +12,7 @@
 //! wal/LOCK                  one engine at a time
 //! wal/meta                  marks: committed, done, reserved sequences (two slots, written in turn)
 //! wal/state/<name>          small values of the log's consumer
+//! wal/state/months          events by tenant and month, of tenants that have an allowance (see `tally`)
 //! wal/log/<ordinal>/        a generation: one sled database, at most some 128 MiB
 //!     key    u64 big-endian, sequence of the frame's first record
 //!     value  a frame: one or more records, each with its own header and checksum (see `record`)
@@ -20,6 +21,8 @@
 //!
 //! # Operation
 //! One thread writes. It takes whatever waits, puts it into one batch, flushes, syncs, and answers all (group commit).
+//! Appends are committed first in, first out, whosever they are, and the reader gives them in that order: there are no lanes.
+//! What one tenant can put before another's is bounded outside, by its quota and its share of the requests in flight.
 //! The reader is fed from the last 32 MiB in memory; further behind, it reads small ranges from disk.
 //!
 //! The log is a row of *generations*: when the present database is large enough, it is sealed and the next one begun;
@@ -58,6 +61,7 @@ mod seqset;
 mod shared;
 mod state;
 mod tail;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -91,6 +95,7 @@ use crate::{
     health::Component,
     ids::{TenantId, WalId, WalSeq},
     metrics::Metrics,
+    month::Month,
 };
 
 /// When an append counts as durable.
@@ -194,6 +199,8 @@ pub struct Append {
     pub received_at_ms: i64,
     /// One record each, in order.
     pub chunks: Vec<Chunk>,
+    /// Whether its events add to the tenant's count of the month ([`Wal::counted`]).
+    pub counted: bool,
 }
 
 /// Where an append is.
@@ -357,6 +364,12 @@ impl Wal {
     /// What was saved under `name`, by this opening or an earlier one. Blocks for one small read.
     pub fn load_state(&self, name: &'static str) -> Result<Option<Vec<u8>>, StateError> {
         state::load(&self.shared.settings.dir, name)
+    }
+
+    /// Events of `tenant` received in `month` and ever committed to this folder, of the appends that were to be counted.
+    /// Survives whatever the records survive (see `tally`).
+    pub fn counted(&self, tenant: TenantId, month: Month) -> u64 {
+        self.shared.tally.lock().count(tenant, month)
     }
 
     /// The log in numbers.

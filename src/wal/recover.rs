@@ -12,15 +12,16 @@ use uuid::Uuid;
 
 use super::{
     Settings,
-    error::{OpenError, StoreError},
-    generation::{Ends, Generation, ends, open_engine},
+    error::{OpenError, StateError, StoreError},
+    generation::{Ends, Generation, ends, guarded, open_engine, read_range},
     meta::{Found, Marks, MetaFile, VERSION},
     salvage,
     shared::{Check, Opened, report},
-    state::sync_folder,
+    state::{self, sync_folder},
+    tally::{self, Tally},
     verify,
 };
-use crate::{folder_lock::FolderLock, ids::WalId, metrics::Metrics};
+use crate::{error_chain::chain, folder_lock::FolderLock, ids::WalId, metrics::Metrics, month::Month};
 
 /// Sequences are reserved in the marks so many at a time: at 50,000 a second one sync in twenty seconds, and after a
 /// power loss the next open skips at most so many of 2^64.
@@ -52,6 +53,8 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     salvage::resume(&root).map_err(io("resume a salvage in", &root))?;
     let ordinals = list(&root).map_err(io("list", &root))?;
     let (mut marks, lost_marks) = marks_of(&found, &ordinals)?;
+    let mut tally = tally_of(&settings.dir)?;
+    let counted_through = tally.through();
 
     let mut generations = VecDeque::new();
     for &ordinal in &ordinals {
@@ -63,23 +66,43 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
             Some(sealed) => sealed,
             None => settle(settings, &root, ordinal, &marks, metrics)?,
         };
-        if generation.is_empty() || generation.last() <= marks.done {
+        if generation.is_empty() {
             generation.close();
             remove(&root, ordinal);
-        } else {
-            generation.bytes.store(super::disk::folder_bytes(&generation.dir), Relaxed);
-            generations.push_back(Arc::new(generation));
+            continue;
+        }
+        if generation.last() > counted_through {
+            recount(settings, &generation, counted_through, &marks, metrics, &mut tally)?;
+        }
+        generation.bytes.store(super::disk::folder_bytes(&generation.dir), Relaxed);
+        generations.push_back(Arc::new(generation));
+    }
+    // What is done may go, once it is counted on disk.
+    let seen = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
+    if save_tally(&settings.dir, &mut tally, seen) {
+        while let Some(finished) = generations.pop_front_if(|generation| generation.last() <= marks.done) {
+            finished.close();
+            remove(&root, finished.ordinal);
         }
     }
     name_missing(&generations, &marks, &ordinals, metrics);
 
     let last = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
     let mut next = marks.reserved.max(last + 1).max(marks.committed + 1).max(marks.done + 1).max(1);
+    if tally.is_begun() {
+        // A record at or before it would not be counted after a crash.
+        next = next.max(tally.through() + 1);
+    }
     if lost_marks {
         // Nobody knows how many more were given out.
         next += RESERVATION;
     }
-    let ordinal = ordinals.last().copied().unwrap_or(0).max(marks.active) + 1;
+    let highest = ordinals.last().copied().unwrap_or(0).max(marks.active);
+    // A generation that never got a record leaves its number to the next: one that is nowhere means that records are lost.
+    let unused = marks.active_first > marks.committed
+        && generations.back().is_none_or(|generation| generation.ordinal < marks.active)
+        && [marks.active, highest].iter().all(|ordinal| !Generation::new(&root, *ordinal, 0).dir.exists());
+    let ordinal = if unused { marks.active } else { highest + 1 };
     marks.committed = marks.committed.max(last);
     marks.reserved = next + RESERVATION;
     marks.active = ordinal;
@@ -88,7 +111,7 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     meta.write(marks).and_then(|()| meta.sync()).map_err(io("write the marks in", &settings.dir))?;
     // Ids of openings are never reused: an emptied, restored or cloned folder must not look like the one before.
     let wal_id = WalId(Uuid::now_v7());
-    Ok(Recovered { opened: Opened { wal_id, done: marks.done, next, generations }, lock, meta, marks, ordinal })
+    Ok(Recovered { opened: Opened { wal_id, done: marks.done, next, generations, tally }, lock, meta, marks, ordinal })
 }
 
 fn list(root: &Path) -> std::io::Result<Vec<u64>> {
@@ -176,6 +199,79 @@ fn settle(
         generation.seal().map_err(StoreError::io("seal a generation")).map_err(OpenError::Store)?;
     }
     Ok(generation)
+}
+
+/// The counts as they were saved.
+fn tally_of(dir: &Path) -> Result<Tally, OpenError> {
+    let damaged = || {
+        tracing::error!(
+            "the write-ahead log's counts of events by month are damaged: they begin anew with the records that are still \
+             in the log, so that tenants with an allowance may send more in this month"
+        );
+        Tally::anew()
+    };
+    match state::load(dir, tally::NAME) {
+        Ok(Some(bytes)) => Ok(Tally::decode(&bytes).unwrap_or_else(damaged)),
+        Ok(None) => Ok(Tally::default()),
+        Err(StateError::Io { source, .. }) => {
+            Err(OpenError::Io { action: "read the counts of events by month in", path: dir.to_owned(), source })
+        }
+        Err(_) => Ok(damaged()),
+    }
+}
+
+/// Saves what was counted anew, through `seen`; says whether the counts on disk reach so far.
+fn save_tally(dir: &Path, tally: &mut Tally, seen: u64) -> bool {
+    if tally.is_saved_through(seen) {
+        return true;
+    }
+    let bytes = tally.encode(seen, Month::of(jiff::Timestamp::now().as_millisecond()));
+    match state::save(dir, tally::NAME, &bytes) {
+        Ok(()) => tally.saved(seen),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the counts of events by month are not saved; it is tried again");
+            return false;
+        }
+    }
+    true
+}
+
+/// How much of a generation is read at a time.
+const RECOUNT_RECORDS: usize = 4096;
+const RECOUNT_BYTES: usize = 4 << 20;
+
+/// Adds the records of a generation behind `through` to `tally`.
+fn recount(
+    settings: &Settings,
+    generation: &Generation,
+    through: u64,
+    marks: &Marks,
+    metrics: &Metrics,
+    tally: &mut Tally,
+) -> Result<(), OpenError> {
+    let engine = settings.engine();
+    let (from, to) = (generation.first.max(through + 1), generation.last());
+    let whole = Check { generation, engine, from, to }.open_whole().map_err(OpenError::Store)?;
+    let db = if let Some(db) = whole {
+        db
+    } else {
+        let salvaged = salvage::salvage(generation, engine, &settings.aside(), to).map_err(OpenError::Store)?;
+        report(generation, &salvaged, generation.first.max(marks.done + 1), to, metrics);
+        generation.seal().map_err(StoreError::io("seal a salvaged generation")).map_err(OpenError::Store)?;
+        open_engine(&generation.dir, engine).map_err(OpenError::Store)?
+    };
+    let mut next = from;
+    while next <= to {
+        let range = read_range(&db, next, to, RECOUNT_RECORDS, RECOUNT_BYTES).map_err(OpenError::Store)?;
+        // A damaged record is named by the reader, which comes to it later.
+        range.records.iter().for_each(|record| tally.add_record(record));
+        next = range.records.last().map_or(to, |record| record.seq.0) + 1;
+    }
+    guarded(|| {
+        drop(db);
+        Ok(())
+    })
+    .map_err(OpenError::Store)
 }
 
 /// Names generations whose whole folder is gone.

@@ -23,6 +23,7 @@ use super::{
     salvage::{Salvaged, salvage},
     seqset::SeqSet,
     tail::Tail,
+    tally::Tally,
     verify,
 };
 use crate::{
@@ -59,6 +60,7 @@ pub(super) struct Shared {
     /// Oldest first; the last one is written.
     pub generations: RwLock<VecDeque<Arc<Generation>>>,
     pub tail: Mutex<Tail>,
+    pub tally: Mutex<Tally>,
     pub progress: watch::Sender<Progress>,
     gate: RwLock<Result<(), AppendError>>,
     pub poison: CancellationToken,
@@ -77,6 +79,7 @@ pub(super) struct Opened {
     pub done: u64,
     pub next: u64,
     pub generations: VecDeque<Arc<Generation>>,
+    pub tally: Tally,
 }
 
 impl Shared {
@@ -87,7 +90,7 @@ impl Shared {
         device: Arc<dyn Device>,
         opened: Opened,
     ) -> Self {
-        let Opened { wal_id, done, next, generations } = opened;
+        let Opened { wal_id, done, next, generations, tally } = opened;
         Self {
             root: settings.root(),
             aside: settings.aside(),
@@ -102,6 +105,7 @@ impl Shared {
             free_bytes: AtomicU64::new(0),
             generations: RwLock::new(generations),
             tail: Mutex::new(Tail::new(next)),
+            tally: Mutex::new(tally),
             progress: watch::Sender::new(Progress { committed: next - 1, closed: false }),
             gate: RwLock::new(Ok(())),
             poison: CancellationToken::new(),

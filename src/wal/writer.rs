@@ -16,15 +16,16 @@ use tokio::sync::oneshot;
 use super::{
     Append, Appended, Durability,
     disk::Point,
-    error::{AppendError, CloseError, StoreError},
+    error::{AppendError, CloseError, StateError, StoreError},
     frames::Frames,
     generation::{Active, Generation, guarded},
     housekeeper::Housekeeper,
     meta::{Marks, MetaFile},
     recover::RESERVATION,
     shared::{Progress, Shared},
+    state, tally,
 };
-use crate::{error_chain::chain, folder_lock::FolderLock};
+use crate::{error_chain::chain, folder_lock::FolderLock, month::Month};
 
 /// A commit takes no more than this (but always one append): it bounds the wait of the first one in it.
 const COMMIT_BYTES: usize = 4 << 20;
@@ -187,6 +188,14 @@ impl Writer {
         if frames.records.is_empty() {
             return Ok(appended);
         }
+        let counts = batch.iter().any(|(append, _)| append.counted);
+        if counts && !self.shared.tally.lock().is_begun() {
+            // On disk before the first record that counts: without it an open would not count.
+            self.save_tally().map_err(|error| match error.full() {
+                Some(full) => Fault::NoSpace(full),
+                None => Fault::Broken(chain(&error)),
+            })?;
+        }
         self.make_room()?;
         // From here on these sequences count as given out, whatever happens: bytes of a failed commit may be on disk.
         self.next = frames.next();
@@ -208,6 +217,13 @@ impl Writer {
             synced.map_err(|error| Fault::Broken(format!("fsync failed: {error}")))?;
         }
         let generation = Arc::clone(generation);
+        if counts {
+            let mut tally = self.shared.tally.lock();
+            for (append, _) in batch.iter().filter(|(append, _)| append.counted) {
+                let events = append.chunks.iter().map(|chunk| u64::from(chunk.event_count)).sum();
+                tally.add(append.tenant, append.received_at_ms, events);
+            }
+        }
         self.publish(&generation, &frames);
         self.shared.metrics.wal_commit.observe(began.elapsed().as_secs_f64());
         Ok(appended)
@@ -237,6 +253,32 @@ impl Writer {
         self.shared.metrics.wal_committed.inc_by(frames.payload_bytes);
         self.shared.metrics.wal_commits.inc();
         self.since_care += frames.payload_bytes;
+    }
+
+    /// Saves the counts of events by month, as of the last commit; returns when they are on disk.
+    pub(super) fn save_tally(&self) -> Result<(), StateError> {
+        let now = Month::of(jiff::Timestamp::now().as_millisecond());
+        let through = self.next - 1;
+        let bytes = self.shared.tally.lock().encode(through, now);
+        state::save(&self.shared.settings.dir, tally::NAME, &bytes)?;
+        self.shared.tally.lock().saved(through);
+        Ok(())
+    }
+
+    /// Saves the counts unless they are saved through `seq`; says whether they are now.
+    pub(super) fn tally_is_saved_through(&self, seq: u64) -> bool {
+        if self.shared.tally.lock().is_saved_through(seq) {
+            return true;
+        }
+        match self.save_tally() {
+            Ok(()) => true,
+            Err(error) => {
+                self.shared.metrics.error("wal");
+                let error = chain(&error);
+                tracing::error!(error, "the counts of events by month are not saved; the records behind them are kept");
+                false
+            }
+        }
     }
 
     /// Makes sure, on disk, that the sequences of `batch` are never given out again.
@@ -293,6 +335,8 @@ impl Writer {
             tracing::warn!(%error, generation = generation.ordinal, "a generation is not sealed yet; it is tried again");
             self.unsealed.push(Arc::clone(&generation));
         }
+        // So that an open has at most the generation to count that was being written. Failing that, it counts more.
+        self.tally_is_saved_through(generation.last());
         let reading = self.shared.reading.load(Relaxed) == generation.ordinal;
         self.housekeeper.run(move || {
             drop_quietly(active);
@@ -379,6 +423,7 @@ impl Writer {
         for generation in open {
             generation.close();
         }
+        self.tally_is_saved_through(self.next - 1);
         self.marks.done = self.shared.done.load(Relaxed);
         self.marks.reserved = self.next;
         self.marks.oldest = self.shared.generations.read().front().map_or(self.ordinal, |oldest| oldest.ordinal);

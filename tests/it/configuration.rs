@@ -24,9 +24,9 @@ fn a_wrong_configuration_names_every_wrong_key_and_exits_64() {
 #[test]
 fn a_burst_below_the_request_limits_is_refused() {
     let home = tempfile::tempdir().unwrap();
-    let (status, text) = Setup::new(home.path()).config("[quota]\nevents_burst = 5000\nkib_burst = 100").run("serve");
+    let (status, text) = Setup::new(home.path()).config("[quota]\nevents_burst = 5000\nbytes_burst = 100").run("serve");
     assert_eq!(status.code(), Some(64), "{text}");
-    assert!(text.contains("quota.events_burst") && text.contains("quota.kib_burst"), "{text}");
+    assert!(text.contains("quota.events_burst") && text.contains("quota.bytes_burst"), "{text}");
 }
 
 #[test]

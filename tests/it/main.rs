@@ -23,5 +23,6 @@ mod parked;
 mod plugin_registry;
 mod plugin_tables;
 mod plugins;
+mod quotas;
 mod sink;
 mod tenants;

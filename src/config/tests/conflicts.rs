@@ -48,13 +48,25 @@ fn conflicts_are_errors() {
             ],
         ),
         (
-            "[quota]\nevents_burst = 100\nkib_burst = 100",
+            "[quota]\nevents_burst = 100\nbytes_burst = 100",
             &[
                 "quota.events_burst = 100 (FILE line 2): below limits.events_per_request (10000), so that such a request \
                  could never pass; give at least 10000",
-                "quota.kib_burst = 100 (FILE line 3): below limits.body_bytes (8192 KiB), so that such a request could \
-                 never pass; give at least 8192",
+                "quota.bytes_burst = 100 (FILE line 3): below limits.body_bytes (8MiB), so that such a request could \
+                 never pass; give at least 8MiB",
             ],
+        ),
+        (
+            "[quota]\naddress_burst = 0",
+            &[
+                "quota.address_burst = 0 (FILE line 2): no request could ever fail to authenticate and be told so; give at \
+               least 1",
+            ],
+        ),
+        (
+            "[server]\ntrusted_proxies = [\"10.0.0.1/8\"]",
+            &["server.trusted_proxies = [\"10.0.0.1/8\"] (FILE line 2): \"10.0.0.1/8\" is wrong: has bits after its \
+               prefix; give addresses or blocks of them, such as [\"10.0.0.0/8\", \"2001:db8::/32\", \"192.0.2.7\"]"],
         ),
         (
             "[redpanda]\nreplication_factor = 1",

@@ -28,14 +28,14 @@ fn a_tenant_takes_from_the_defaults_what_it_does_not_say() {
     let (config, _) = load("[quota]\nevents_per_second = 7\n[retention]\ndefault = \"30d\"", &[]);
     let (one, two) = (KeySum::of("secret"), KeySum::of("other"));
     let text = format!(
-        "[[tenants]]\n{ID}kib_per_second = 0\n[[tenants.keys]]\nsha256 = \"{one}\"\n[[tenants]]\n\
+        "[[tenants]]\n{ID}bytes_per_second = 0\n[[tenants.keys]]\nsha256 = \"{one}\"\n[[tenants]]\n\
          id = \"00000000-0000-0000-0000-000000000002\"\nname = \"two\"\ndisabled = true\nretention = \"keep\"\n\
          [[tenants.keys]]\nname = \"web\"\nsha256 = \"{two}\"\nscopes = [\"read\", \"ingest\"]\n\
          origins = [\"https://Shop.example\"]\nexpires = 2030-01-01T00:00:00Z\nrevoked = \"2029-01-01T00:00:00+01:00\"\n"
     );
     let tenants = config.tenant_defaults().parse(&text, Path::new("FILE")).unwrap();
     let [one, two] = &tenants[..] else { panic!("{tenants:?}") };
-    assert_eq!((one.quota.events_per_second, one.quota.kib_per_second, one.quota.kib_burst), (7, 0, 204_800));
+    assert_eq!((one.quota.events_per_second, one.quota.bytes_per_second, one.quota.bytes_burst), (7, 0, 200 << 20));
     assert_eq!((one.retention, two.retention), (Retention::Hours(30 * 24), Retention::Keep));
     assert_eq!((one.name.as_str(), two.name.as_str(), one.disabled, two.disabled), ("", "two", false, true));
     let (plain, web) = (&one.keys[0], &two.keys[0]);
@@ -120,7 +120,8 @@ fn wrong_tenants_are_told_apart() {
             &[
                 "tenants[0].evnts_burst (FILE line 3): unknown key; did you mean events_burst?",
                 "tenants[0].foo (FILE line 4): unknown key; remove it; a tenant has id, name, disabled, tier, retention, \
-                 events_per_second, events_burst, kib_per_second, kib_burst, keys",
+                 events_per_second, events_burst, bytes_per_second, bytes_burst, events_per_month, monthly_hard_stop, \
+                 monthly_warn_ratio, keys",
                 "tenants[0].keys[0].key (FILE line 6): unknown key; remove it; a key has name, sha256, scopes, origins, \
                  expires, revoked",
             ],
@@ -133,12 +134,12 @@ fn wrong_tenants_are_told_apart() {
             ],
         ),
         (
-            format!("{TENANT}events_burst = 9999\nkib_burst = 1"),
+            format!("{TENANT}events_burst = 9999\nbytes_burst = \"8MB\""),
             &[
                 "tenants[0].events_burst = 9999 (FILE line 3): below limits.events_per_request (10000), so that such a \
                  request could never pass; give at least 10000",
-                "tenants[0].kib_burst = 1 (FILE line 4): below limits.body_bytes (8192 KiB), so that such a request could \
-                 never pass; give at least 8192",
+                "tenants[0].bytes_burst = \"8MB\" (FILE line 4): below limits.body_bytes (8MiB), so that such a request could \
+                 never pass; give at least 8MiB",
             ],
         ),
         (

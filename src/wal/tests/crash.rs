@@ -11,10 +11,17 @@ use crate::ids::WalSeq;
 
 const DIR: &str = "WAL_CRASH_TEST_DIR";
 const RECORDS: u64 = 3;
+/// Appends at once.
+const TASKS: u64 = 8;
 
 fn small(dir: &Path) -> Settings {
     // Generations of 8 MiB, so that kills hit their beginning, sealing and deletion too.
     Settings { max_disk_bytes: 128 << 20, ..settings(dir) }
+}
+
+/// An append of this month that counts.
+fn counted(append: Append) -> Append {
+    Append { received_at_ms: jiff::Timestamp::now().as_millisecond(), counted: true, ..append }
 }
 
 /// The tag of the append whose first record is `first`: unique in the folder.
@@ -30,13 +37,13 @@ async fn child() {
     // Ends the line that the test runner has begun.
     writeln!(std::io::stdout()).unwrap();
     let Rig { wal, mut reader, .. } = open(small(Path::new(&dir)));
-    for task in 0..8_u64 {
+    for task in 0..TASKS {
         let wal = wal.clone();
         tokio::spawn(async move {
             let base = u64::from(std::process::id()) * 1_000_000 + task * 100_000;
             for n in 0.. {
                 let len = usize::from(noise(base + n, 9)[8]) * 100 + 64;
-                let append = large(base + n, usize::try_from(RECORDS).unwrap(), len);
+                let append = counted(large(base + n, usize::try_from(RECORDS).unwrap(), len));
                 let appended = loop {
                     match wal.append(append.clone()).await {
                         Ok(appended) => break appended,
@@ -63,6 +70,7 @@ async fn whatever_was_acknowledged_survives_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeMap<u64, u64> = BTreeMap::new();
     let mut truncated = 0;
+    let began = jiff::Timestamp::now().as_millisecond();
     for round in 0..8_u8 {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "wal::tests::crash::child", "--nocapture"])
@@ -95,7 +103,14 @@ async fn whatever_was_acknowledged_survives_kill_9() {
 
         // With room for its own records, whatever the child left.
         let Rig { wal, mut reader, metrics, .. } = open(settings(dir.path()));
-        let end = wal.append(append(b"end")).await.unwrap().first;
+        // Every acknowledged event is counted, and no event twice: at most one append of each task had no answer yet.
+        let mut months = vec![Month::of(began), Month::of(jiff::Timestamp::now().as_millisecond())];
+        months.dedup();
+        let count: u64 = months.iter().map(|month| wal.counted(TenantId(Uuid::from_u128(7)), *month)).sum();
+        let (least, ends) = (acknowledged.len() as u64 * RECORDS, u64::from(round));
+        let most = least + TASKS * RECORDS * (ends + 1);
+        assert!((least..=most).contains(&(count - ends)), "round {round}: {count} of {least} to {most}");
+        let end = wal.append(counted(append(b"end"))).await.unwrap().first;
         let mut found = BTreeMap::new();
         let mut of_append: BTreeMap<(u64, u64), BTreeSet<u64>> = BTreeMap::new();
         let mut last = WalSeq(0);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
 
 mod basics;
+mod counts;
 mod crash;
 mod damage;
 mod faults;
@@ -41,7 +42,12 @@ pub(super) fn try_open(settings: Settings, device: Arc<dyn Device>) -> Result<Ri
 pub(super) fn append(row: &[u8]) -> Append {
     let mut packer = Packer::new(Codec::Lz4);
     packer.push(row);
-    Append { tenant: TenantId(Uuid::from_u128(7)), received_at_ms: 1_700_000_000_000, chunks: packer.finish() }
+    Append {
+        tenant: TenantId(Uuid::from_u128(7)),
+        received_at_ms: 1_700_000_000_000,
+        chunks: packer.finish(),
+        counted: false,
+    }
 }
 
 /// An append of `records` records; each has `len` incompressible bytes that begin with `tag` and its index.
@@ -52,7 +58,7 @@ pub(super) fn large(tag: u64, records: usize, len: usize) -> Append {
         packer.push(&noise(tag * 1000 + index as u64, len));
         chunks.append(&mut packer.finish());
     }
-    Append { tenant: TenantId(Uuid::from_u128(7)), received_at_ms: 1_700_000_000_000, chunks }
+    Append { tenant: TenantId(Uuid::from_u128(7)), received_at_ms: 1_700_000_000_000, chunks, counted: false }
 }
 
 /// Bytes that do not compress: the number itself, then a xorshift stream seeded by it.

@@ -18,6 +18,8 @@ enum Operation {
     Truncate(u64),
     Rewind(u64),
     Reopen,
+    /// The process is killed: what is in the folder at this moment is opened.
+    Crash,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -28,6 +30,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (0_u64..30).prop_map(Operation::Truncate),
         1 => (0_u64..30).prop_map(Operation::Rewind),
         1 => Just(Operation::Reopen),
+        1 => Just(Operation::Crash),
     ]
 }
 
@@ -38,12 +41,16 @@ struct Model {
     /// The next sequence that the reader gives.
     cursor: u64,
     tag: u64,
+    /// Events of the month.
+    events: u64,
+    now_ms: i64,
 }
 
 impl Model {
     fn append(&mut self, records: usize, len: usize) -> (u64, Append) {
         self.tag += 1;
-        (self.tag, large(self.tag, records, len))
+        self.events += records as u64;
+        (self.tag, Append { received_at_ms: self.now_ms, counted: true, ..large(self.tag, records, len) })
     }
 
     fn stored(&mut self, tag: u64, appended: Appended, records: usize, len: usize) {
@@ -57,12 +64,38 @@ impl Model {
     }
 }
 
-async fn run(operations: Vec<Operation>) {
+/// What a kill would leave of an idle log: the records first, because what says that they may go is written before they do.
+fn image(from: &Path) -> tempfile::TempDir {
+    fn copy(from: &Path, to: &Path) {
+        // The housekeeper may be deleting what is done.
+        let Ok(entries) = std::fs::read_dir(from) else { return };
+        std::fs::create_dir_all(to).unwrap();
+        for entry in entries.map(Result::unwrap) {
+            let target = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy(&entry.path(), &target);
+            } else if let Err(error) = std::fs::copy(entry.path(), target) {
+                assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
+            }
+        }
+    }
     let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (from.join("wal"), dir.path().join("wal"));
+    for part in ["log", "state"] {
+        copy(&from.join(part), &to.join(part));
+    }
+    std::fs::copy(from.join("meta"), to.join("meta")).unwrap();
+    dir
+}
+
+async fn run(operations: Vec<Operation>) {
+    let mut dir = tempfile::tempdir().unwrap();
     // Generations of 8 MiB: a run goes through several.
-    let settings = Settings { max_disk_bytes: 128 << 20, ..settings(dir.path()) };
-    let mut rig = open(settings.clone());
-    let mut model = Model { cursor: 1, ..Model::default() };
+    let small = |dir: &Path| Settings { max_disk_bytes: 128 << 20, ..settings(dir) };
+    let mut rig = open(small(dir.path()));
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let mut model = Model { cursor: 1, now_ms, ..Model::default() };
+    let (tenant, month) = (TenantId(Uuid::from_u128(7)), Month::of(now_ms));
     for operation in operations {
         match operation {
             Operation::Append(records, len) => {
@@ -101,21 +134,33 @@ async fn run(operations: Vec<Operation>) {
             }
             Operation::Reopen => {
                 rig.wal.close().await.unwrap();
-                rig = open(settings.clone());
+                rig = open(small(dir.path()));
+                model.cursor = model.done + 1;
+            }
+            Operation::Crash => {
+                let killed = image(dir.path());
+                rig.wal.close().await.unwrap();
+                dir = killed;
+                rig = open(small(dir.path()));
+                // The last truncations may be forgotten; what they were for is then still there.
+                model.done = rig.wal.done_through().map_or(0, |seq| seq.0);
                 model.cursor = model.done + 1;
             }
         }
+        assert_eq!(rig.wal.counted(tenant, month), model.events);
+        assert_eq!(rig.metrics.wal_damaged_records.get(), 0, "nothing of this is damage");
         assert_eq!(rig.wal.done_through().map_or(0, |seq| seq.0), model.done);
     }
     // In the end everything that is not done is there, and nothing else.
     rig.wal.close().await.unwrap();
-    let mut rig = open(settings);
+    let mut rig = open(small(dir.path()));
+    assert_eq!(rig.wal.counted(tenant, month), model.events);
     let expected: Vec<_> = model.rows.range(model.done + 1..).collect();
     let got = read(&mut rig.reader, expected.len()).await;
     for (record, (&seq, row)) in got.iter().zip(expected) {
         assert_eq!((record.seq.0, &rows_of(record)[0]), (seq, row));
     }
-    assert_eq!(rig.metrics.wal_damaged_records.get(), 0);
+    assert_eq!(rig.metrics.wal_damaged_records.get(), 0, "nothing of this is damage");
     rig.wal.close().await.unwrap();
 }
 

@@ -137,7 +137,8 @@ impl Log {
             row::encode(&event, &mut encoded);
             packer.push(&encoded);
         }
-        let append = Append { tenant: self.tenant, received_at_ms: 1_795_000_000_000, chunks: packer.finish() };
+        let append =
+            Append { tenant: self.tenant, received_at_ms: 1_795_000_000_000, chunks: packer.finish(), counted: false };
         self.wal.append(append).await.unwrap();
     }
 

@@ -60,6 +60,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     5 "0005_web_vitals_daily.sql"
     6 "0006_parked_events.sql"
     7 "0007_erasures.sql"
+    8 "0008_activity.sql"
 };
 
 /// The database and the table of records itself: run before all others at every start, never recorded.

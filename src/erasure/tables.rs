@@ -32,6 +32,9 @@ pub(super) struct Whose {
 pub(super) struct Deletion {
     pub table: String,
     pub condition: String,
+    /// Whether the condition ends at a moment, so that nothing may be left: rows of counts do not say what they count, and
+    /// come again for a tenant that goes on sending.
+    pub ends: bool,
 }
 
 impl Whose {
@@ -42,7 +45,10 @@ impl Whose {
         let mut anonymous = Vec::new();
         for table in tables.iter().filter(|table| table.has("tenant_id") && !OURS.contains(&table.table.as_str())) {
             match self.condition(database, table) {
-                Some(condition) => deletions.push(Deletion { table: table.table.clone(), condition }),
+                Some(condition) => {
+                    let ends = table.has("received_at");
+                    deletions.push(Deletion { table: table.table.clone(), condition, ends });
+                }
                 None => anonymous.push(table.table.clone()),
             }
         }

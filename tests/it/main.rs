@@ -12,6 +12,7 @@
 mod support;
 
 mod api;
+mod ask;
 mod broker;
 mod clickhouse_facade;
 mod configuration;

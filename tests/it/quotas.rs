@@ -181,7 +181,7 @@ fn an_address_that_fails_too_often_is_told_so_and_its_valid_keys_still_open() {
     assert_eq!(engine.ingest(batch(1)).status, 200, "others behind the same address go on");
     exhaust(&engine, |_| String::new());
     assert!(engine.metric("ingestion_refusals_total{reason=\"too_many_failures\"}") >= 2);
-    assert!(engine.metric("ingestion_refusals_total{reason=\"invalid_credentials\"}") >= 20);
+    assert!(engine.metric("ingestion_refusals_total{reason=\"key_invalid\"}") >= 20);
     drop(engine);
 
     let engine =

@@ -300,7 +300,7 @@ async fn what_was_erased_is_not_brought_back() {
     let tombstone = "INSERT INTO `over-watch`.erasures (id, tenant_id, user_id, before, kept_until) \
                      SELECT DISTINCT generateUUIDv4(), tenant_id, 'gone', toDateTime64('2105-01-01 00:00:00', 3, 'UTC'), \
                      now() + 1000 \
-                     FROM `over-watch`.parked_events LIMIT 1";
+                     FROM `over-watch`.parked_events";
     rig.client.execute(tombstone).await.unwrap();
     let summary = rig.run().await.unwrap();
     assert_eq!(summary, Summary { stored: 11, erased: 1, ..Summary::default() });

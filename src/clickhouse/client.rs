@@ -20,6 +20,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of a statement that answers at once on a server that works.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Limit of a statement that reads or writes many rows, such as a copy of a tenant's.
+const LONG_TIMEOUT: Duration = Duration::from_mins(10);
+
 /// Limit of a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -156,6 +159,22 @@ impl Client {
     /// [`QueryError`]
     pub async fn fetch<T: Row + RowOwned + RowRead>(&self, sql: &str) -> Result<Vec<T>, QueryError> {
         bounded(QUERY_TIMEOUT, self.http.query_raw(sql).fetch_all::<T>()).await
+    }
+
+    /// [`Client::execute`] for a statement that may take up to 10 minutes.
+    ///
+    /// # Errors
+    /// [`QueryError`]; after a time-out it may still be running.
+    pub async fn execute_long(&self, sql: &str) -> Result<(), QueryError> {
+        bounded(LONG_TIMEOUT, self.http.query_raw(sql).execute()).await
+    }
+
+    /// [`Client::fetch`] for a query that may take up to 10 minutes.
+    ///
+    /// # Errors
+    /// [`QueryError`]
+    pub async fn fetch_long<T: Row + RowOwned + RowRead>(&self, sql: &str) -> Result<Vec<T>, QueryError> {
+        bounded(LONG_TIMEOUT, self.http.query_raw(sql).fetch_all::<T>()).await
     }
 
     /// Runs a query and returns all of its rows as `RowBinary`.

@@ -103,6 +103,9 @@ impl ChildArgs {
     }
 }
 
+/// File in the folder of the tables that holds the port, for commands in other processes ([`port_of`]).
+const PORT_FILE: &str = "http_port";
+
 /// What [`run`] needs to know.
 #[derive(Clone, Debug)]
 pub struct ChildSettings {
@@ -215,6 +218,12 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     std::fs::create_dir_all(&path).map_err(unusable)?;
     let path = path.canonicalize().map_err(unusable)?;
     let lock = FolderLock::acquire(&path, LOCK_PATIENCE)?;
+    // A predecessor's: from here to the first answer there is no port.
+    let own_port_file = path.join(PORT_FILE);
+    match std::fs::remove_file(&own_port_file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(unusable(error)),
+        _ => {}
+    }
 
     // Before the engine, which takes a second: a taken port should be known at once.
     let listener =
@@ -243,7 +252,8 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
         .enable_all()
         .build()
         .map_err(|source| ChildError::Io { what: "cannot start the runtime", source })?;
-    let announce = move || announce(port, port_file.as_deref(), watch_parent, nonce.unwrap_or_default());
+    let port_files: Vec<_> = [own_port_file].into_iter().chain(port_file).collect();
+    let announce = move || announce(port, &port_files, watch_parent, nonce.unwrap_or_default());
     let ended = runtime.block_on(serve(&facade, listener, &orphaned, announce));
     if matches!(ended, Err(ChildError::StillRunning)) {
         // Threads inside the library cannot be ended one by one, and its exit handlers would wait for them.
@@ -319,9 +329,15 @@ fn flatten(ended: Result<std::io::Result<()>, tokio::task::JoinError>) -> std::i
     ended.map_err(std::io::Error::other)?
 }
 
-/// Says where queries are answered: to the port file, to the parent, or to the terminal.
-fn announce(port: u16, port_file: Option<&Path>, to_parent: bool, nonce: String) -> std::io::Result<()> {
-    if let Some(file) = port_file {
+/// The port on which the child that holds the lock of `folder` answers. None while there is none, or it is still starting;
+/// of a child that was killed, the port stays until the next one starts.
+pub fn port_of(folder: &Path) -> Option<u16> {
+    std::fs::read_to_string(folder.join(PORT_FILE)).ok()?.trim().parse().ok()
+}
+
+/// Says where queries are answered: to the port files, to the parent, or to the terminal.
+fn announce(port: u16, port_files: &[PathBuf], to_parent: bool, nonce: String) -> std::io::Result<()> {
+    for file in port_files {
         // Renamed into place, so that a reader never sees half a number.
         let partial = file.with_extension("partial");
         std::fs::write(&partial, format!("{port}\n"))?;

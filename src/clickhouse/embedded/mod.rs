@@ -44,6 +44,6 @@ mod ffi;
 mod handshake;
 mod supervisor;
 
-pub use child::{ChildArgs, ChildError, ChildSettings, run};
+pub use child::{ChildArgs, ChildError, ChildSettings, port_of, run};
 pub use engine::OpenError;
 pub use supervisor::{Supervisor, SupervisorError, SupervisorSettings};

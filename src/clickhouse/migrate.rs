@@ -59,6 +59,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     4 "0004_page_views_daily.sql"
     5 "0005_web_vitals_daily.sql"
     6 "0006_parked_events.sql"
+    9 "0009_views_expiry.sql"
 };
 
 /// The database and the table of records itself: run before all others at every start, never recorded.

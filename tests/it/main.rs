@@ -22,5 +22,6 @@ mod parked;
 mod plugin_registry;
 mod plugin_tables;
 mod plugins;
+mod retention;
 mod sink;
 mod tenants;

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     clickhouse::embedded::ChildArgs,
     plugins::commands::PluginsArgs,
+    retention::RetentionArgs,
     tenants::commands::{KeysArgs, TenantsArgs},
 };
 
@@ -50,7 +51,9 @@ Examples:
   ingestion-engine --config engine.toml plugins list
       which plugins are in use, and why others are not (more: plugins --help)
   ingestion-engine --config engine.toml tenants add acme --tier paid
-      a new tenant and its key (more: tenants --help, keys --help)";
+      a new tenant and its key (more: tenants --help, keys --help)
+  ingestion-engine --config engine.toml retention apply acme
+      after its tier was changed: stored events are kept as long as new ones";
 
 /// The command line.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -87,6 +90,8 @@ pub enum Command {
     Tenants(TenantsArgs),
     /// Make, rotate, revoke and list the keys of a tenant
     Keys(KeysArgs),
+    /// Give stored rows the retention that their tenant has now
+    Retention(RetentionArgs),
     /// Erase what one person has sent so far, in all tables, for good
     ///
     /// Rows with the person's user id go, and rows with an anonymous id of theirs and no user id. What a log or a topic still

@@ -33,6 +33,7 @@ pub mod plugins;
 pub mod row;
 pub mod wal;
 pub mod relay;
+pub mod retention;
 pub mod broker;
 pub mod sink;
 pub mod clickhouse;

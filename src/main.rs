@@ -13,6 +13,7 @@ use ingestion_engine::{
         commands::{self, PluginsArgs},
         instance::{Limits, output_bytes},
     },
+    retention,
     serve::{self, Purpose},
     tenants::commands::{self as tenants, TenantsAction, TenantsArgs},
 };
@@ -51,6 +52,9 @@ fn main() -> ExitCode {
         }
         Command::Tenants(arguments) => return told(tenants::tenants(arguments.action, &tenants_settings(&config))),
         Command::Keys(arguments) => return told(tenants::keys(arguments.action, &tenants_settings(&config))),
+        Command::Retention(arguments) => {
+            return told(runtime().and_then(|runtime| runtime.block_on(retention::run(arguments.action, &config))));
+        }
         Command::Serve => run(config, Purpose::Serve),
         Command::Drain => run(config, Purpose::Drain),
         Command::Migrate => runtime().and_then(|runtime| runtime.block_on(serve::migrate(config))),

@@ -166,6 +166,18 @@ impl Client {
         bounded(QUERY_TIMEOUT, self.http.query_raw(sql).fetch_all::<T>()).await
     }
 
+    /// [`Client::fetch`] for a query that reads much.
+    ///
+    /// # Errors
+    /// [`QueryError`]
+    pub async fn fetch_within<T: Row + RowOwned + RowRead>(
+        &self,
+        sql: &str,
+        limit: Duration,
+    ) -> Result<Vec<T>, QueryError> {
+        bounded(limit, self.http.query_raw(sql).fetch_all::<T>()).await
+    }
+
     /// Runs a query and returns all of its rows as `RowBinary`.
     ///
     /// # Errors

@@ -61,6 +61,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     6 "0006_parked_events.sql"
     7 "0007_erasures.sql"
     8 "0008_activity.sql"
+    9 "0009_views_expiry.sql"
 };
 
 /// The database and the table of records itself: run before all others at every start, never recorded.

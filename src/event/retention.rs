@@ -44,6 +44,32 @@ impl Retention {
         // The last value means "never"; a row that would live beyond what the type holds is kept until its end.
         u32::try_from(bucket).unwrap_or(EXPIRES_NEVER - 1).min(EXPIRES_NEVER - 1)
     }
+
+    /// [`Retention::expires_at`] as an expression of ClickHouse over the column `received_at`: the same value for every
+    /// row, so that rows can be compared with it and rewritten to it where they are.
+    pub fn expires_at_sql(self) -> String {
+        const LAST: u32 = EXPIRES_NEVER - 1;
+        /// 2106-02-01: the first second of the last month that the type holds.
+        const LAST_MONTH: i64 = 4_294_425_600;
+        let Self::Seconds(kept) = self else { return format!("toDateTime({EXPIRES_NEVER}, 'UTC')") };
+        // Rows are received after 1970, so dividing rounds down here too.
+        let due = format!("(intDiv(toUnixTimestamp64Milli(received_at) + 999, 1000) + {kept})");
+        let rounded = |unit: i64| format!("intDiv({due} + {}, {unit}) * {unit}", unit - 1);
+        let bucket = if kept <= HOURLY_UP_TO {
+            rounded(HOUR)
+        } else if kept <= DAILY_UP_TO {
+            rounded(DAY)
+        } else {
+            let month = format!("toStartOfMonth(toDateTime(least({due}, {LAST_MONTH}), 'UTC'))");
+            let start = |date: &str| format!("toInt64(toUnixTimestamp(toDateTime({date}, 'UTC')))");
+            format!(
+                "multiIf({due} > {LAST_MONTH}, {LAST}, {this} = {due}, {due}, {next})",
+                this = start(&month),
+                next = start(&format!("addMonths({month}, 1)"))
+            )
+        };
+        format!("toDateTime(toUInt32(least({bucket}, {LAST})), 'UTC')")
+    }
 }
 
 fn round_up(seconds: i64, unit: i64) -> i64 {

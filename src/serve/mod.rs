@@ -26,6 +26,7 @@ use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use maintenance::{Maintenance, connect};
 pub use storage::migrate;
 
 use crate::{

@@ -208,7 +208,12 @@ pub async fn migrate(config: Config) -> Result<()> {
     migrated
 }
 
-async fn start_embedded(config: &Config, health: Component, metrics: Arc<Metrics>) -> Result<Option<Supervisor>> {
+/// Starts the embedded engine, unless a server is configured.
+pub(super) async fn start_embedded(
+    config: &Config,
+    health: Component,
+    metrics: Arc<Metrics>,
+) -> Result<Option<Supervisor>> {
     if config.clickhouse.url.is_some() {
         return Ok(None);
     }

@@ -222,7 +222,10 @@ pub fn tenant_id(tenants: &[Tenant], tenant: &str) -> Result<TenantId, CommandEr
 }
 
 /// The tenant of that id or name.
-fn find<'a>(tenants: &'a [Tenant], tenant: &str) -> Result<&'a Tenant, CommandError> {
+///
+/// # Errors
+/// None, or more than one, is meant.
+pub fn find<'a>(tenants: &'a [Tenant], tenant: &str) -> Result<&'a Tenant, CommandError> {
     if let Ok(id) = Uuid::try_parse(tenant) {
         let found = tenants.iter().find(|known| known.id.0 == id);
         return found.ok_or_else(|| CommandError::NoTenant(tenant.to_owned()));

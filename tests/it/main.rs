@@ -25,5 +25,6 @@ mod plugin_registry;
 mod plugin_tables;
 mod plugins;
 mod quotas;
+mod retention;
 mod sink;
 mod tenants;

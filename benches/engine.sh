@@ -2,9 +2,10 @@
 # load-test configuration. Everything is on loopback.
 
 home=$(mktemp -d)
-pids=()
-# The processes that this script started, by id.
+# The processes that this script started and that still run, by id.
 finish() {
+    local pids
+    mapfile -t pids < <(jobs -p)
     for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
     for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
     rm -rf "$home"
@@ -27,7 +28,6 @@ make_tenants() { target/release/load --tenants "$1" --tenant-config "$home/tenan
 start_engine() {
     target/release/ingestion-engine &
     engine=$!
-    pids+=("$engine")
     until curl -fsS "http://127.0.0.1:$api/health" 2>/dev/null | grep -q '"sink":{"state":"up"'; do
         kill -0 "$engine"
         sleep 0.2

@@ -21,7 +21,6 @@ export INGESTION_CLICKHOUSE_URL=http://127.0.0.1:$clickhouse
 start_clickhouse() {
     target/release/ingestion-engine clickhouse --path "$home/clickhouse" --port "$clickhouse" &
     server=$!
-    pids+=("$server")
     until curl -fsS "http://127.0.0.1:$clickhouse/ping" >/dev/null 2>&1; do
         kill -0 "$server"
         sleep 0.1
@@ -32,7 +31,6 @@ start_flood() {
     target/release/load --url "http://127.0.0.1:$api" --tenants 1 --rate "$flood" --events 1000000000 --duration "$1" \
         >"$home/flood.txt" 2>/dev/null &
     flooding=$!
-    pids+=("$flooding")
 }
 probe() {
     python3 benches/probe.py --api "http://127.0.0.1:$api" --clickhouse "http://127.0.0.1:$clickhouse" \
@@ -72,7 +70,7 @@ sleep 1
 kill "$server"
 wait "$server" || true
 end_flood
-backlog=$(curl -fsS "http://127.0.0.1:$api/metrics" | sed -n 's/^ingestion_wal_events //p')
+backlog=$(sed -n 's/^acknowledged *\([0-9]*\).*/\1/p' "$home/flood.txt")
 start_clickhouse
 probe "$seconds" drain
 
@@ -84,7 +82,7 @@ print(f"{'quiet tenant, ms':34} {'ack p50':>9} {'ack p99':>9} {'queryable p50':>
 for name, label in (
     ("alone", "alone"),
     ("beside", "beside a flood"),
-    ("drain", f"while {backlog / 1e6:.2f} million drain"),
+    ("drain", f"while {backlog:,.0f} events drain"),
 ):
     with open(f"{home}/{name}.json") as file:
         found = json.load(file)

@@ -26,7 +26,6 @@ if [[ $kind == broker ]]; then
     "${XDG_CACHE_HOME:-$HOME/.cache}/ingestion-engine/tansu-0.6.0/tansu" broker \
         --listener-url "tcp://127.0.0.1:$broker" --advertised-listener-url "tcp://127.0.0.1:$broker" \
         --storage-engine memory://tansu/ >"$home/tansu.log" 2>&1 &
-    pids+=($!)
     export INGESTION_REDPANDA_BROKERS=127.0.0.1:$broker
     export INGESTION_REDPANDA_REPLICATION_FACTOR=1 INGESTION_REDPANDA_MIN_INSYNC_REPLICAS=1
 fi

@@ -96,16 +96,16 @@ pub(super) async fn ingest(
 }
 
 impl Inner {
-    /// Takes `events` out of what `tenant` has left of the month in which they were received.
-    fn reserve(&self, tenant: &Tenant, events: u64, received_at_ms: i64) -> Result<(), ApiError> {
+    /// Takes `events` out of what `tenant` has left of the month in which they were received; with no number yet, asks
+    /// whether anything is left.
+    fn reserve(&self, tenant: &Tenant, events: Option<u64>, received_at_ms: i64) -> Result<(), ApiError> {
         let Some(allowance) = tenant.quotas.month() else { return Ok(()) };
         let month = Month::of(received_at_ms);
         let counted = || self.wal.counted(tenant.id, month);
-        // None are asked for before the events are known: then all that matters is whether the month is over.
-        let reserved = if events == 0 && allowance.is_over(month, counted) {
-            Err(MonthIsOver)
-        } else {
-            allowance.reserve(month, events, counted)
+        let reserved = match events {
+            Some(events) => allowance.reserve(month, events, counted),
+            None if allowance.is_over(month, counted) => Err(MonthIsOver),
+            None => Ok(()),
         };
         reserved.map_err(|MonthIsOver| {
             let wait = u64::try_from(month.ends_at_ms() - received_at_ms).unwrap_or(0);
@@ -125,7 +125,7 @@ async fn take(
     let quotas = &tenant.quotas;
     // Before the body is read: what cannot be stored need not be sent.
     inner.wal.accepting().map_err(ApiError::Wal)?;
-    inner.reserve(tenant, 0, Timestamp::now().as_millisecond())?;
+    inner.reserve(tenant, None, Timestamp::now().as_millisecond())?;
     let over = |over| ApiError::Quota { policy: Policy::Bytes, over };
     // Most requests say how long they are, and those that are too much need not come into memory.
     let announced = body::announced(request_body, &inner.limits)?;
@@ -160,8 +160,9 @@ async fn take(
     // Of a request whose events were all dropped there is nothing to keep.
     if !sorted.chunks.is_empty() {
         let (events, counted) = ((sorted.stored + sorted.parked) as u64, quotas.month().is_some());
-        inner.reserve(tenant, events, received_at_ms)?;
+        inner.reserve(tenant, Some(events), received_at_ms)?;
         let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted };
+        // When the time is over before the log has answered, the events stay reserved: they may be in it.
         if let Err(error) = inner.wal.append(append).await {
             if let Some(allowance) = quotas.month() {
                 allowance.release(Month::of(received_at_ms), events);

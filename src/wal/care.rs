@@ -1,4 +1,4 @@
-//! Between commits: deletes what is done, measures space, opens and shuts the gate, keeps the marks on disk.
+//! Between commits: deletes what is done, saves the counts before, measures space, opens and shuts the gate, keeps the marks on disk.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -7,11 +7,13 @@ use std::{
 
 use super::{
     disk::{Limits, Space, folder_bytes, human, judge},
-    error::AppendError,
+    error::{AppendError, StateError},
     generation::Generation,
     housekeeper::delete,
+    state, tally,
     writer::Writer,
 };
+use crate::{error_chain::chain, month::Month};
 
 impl Writer {
     /// Whether something waits that [`Writer::care`] would do.
@@ -73,6 +75,32 @@ impl Writer {
         }
         for generation in gone {
             self.housekeeper.run(move || delete(&generation));
+        }
+    }
+
+    /// Saves the counts of events by month, as of the last commit; returns when they are on disk.
+    pub(super) fn save_tally(&self) -> Result<(), StateError> {
+        let now = Month::of(jiff::Timestamp::now().as_millisecond());
+        let through = self.next - 1;
+        let bytes = self.shared.tally.lock().encode(through, now);
+        state::save(&self.shared.settings.dir, tally::NAME, &bytes)?;
+        self.shared.tally.lock().saved(through);
+        Ok(())
+    }
+
+    /// Saves the counts unless they are saved through `seq`; says whether they are now.
+    pub(super) fn tally_is_saved_through(&self, seq: u64) -> bool {
+        if self.shared.tally.lock().is_saved_through(seq) {
+            return true;
+        }
+        match self.save_tally() {
+            Ok(()) => true,
+            Err(error) => {
+                self.shared.metrics.error("wal");
+                let error = chain(&error);
+                tracing::error!(error, "the counts of events by month are not saved; the records behind them are kept");
+                false
+            }
         }
     }
 

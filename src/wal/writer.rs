@@ -16,16 +16,15 @@ use tokio::sync::oneshot;
 use super::{
     Append, Appended, Durability,
     disk::Point,
-    error::{AppendError, CloseError, StateError, StoreError},
+    error::{AppendError, CloseError, StoreError},
     frames::Frames,
     generation::{Active, Generation, guarded},
     housekeeper::Housekeeper,
     meta::{Marks, MetaFile},
     recover::RESERVATION,
     shared::{Progress, Shared},
-    state, tally,
 };
-use crate::{error_chain::chain, folder_lock::FolderLock, month::Month};
+use crate::{error_chain::chain, folder_lock::FolderLock};
 
 /// A commit takes no more than this (but always one append): it bounds the wait of the first one in it.
 const COMMIT_BYTES: usize = 4 << 20;
@@ -253,32 +252,6 @@ impl Writer {
         self.shared.metrics.wal_committed.inc_by(frames.payload_bytes);
         self.shared.metrics.wal_commits.inc();
         self.since_care += frames.payload_bytes;
-    }
-
-    /// Saves the counts of events by month, as of the last commit; returns when they are on disk.
-    pub(super) fn save_tally(&self) -> Result<(), StateError> {
-        let now = Month::of(jiff::Timestamp::now().as_millisecond());
-        let through = self.next - 1;
-        let bytes = self.shared.tally.lock().encode(through, now);
-        state::save(&self.shared.settings.dir, tally::NAME, &bytes)?;
-        self.shared.tally.lock().saved(through);
-        Ok(())
-    }
-
-    /// Saves the counts unless they are saved through `seq`; says whether they are now.
-    pub(super) fn tally_is_saved_through(&self, seq: u64) -> bool {
-        if self.shared.tally.lock().is_saved_through(seq) {
-            return true;
-        }
-        match self.save_tally() {
-            Ok(()) => true,
-            Err(error) => {
-                self.shared.metrics.error("wal");
-                let error = chain(&error);
-                tracing::error!(error, "the counts of events by month are not saved; the records behind them are kept");
-                false
-            }
-        }
     }
 
     /// Makes sure, on disk, that the sequences of `batch` are never given out again.

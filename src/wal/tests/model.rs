@@ -65,7 +65,7 @@ impl Model {
 }
 
 /// What a kill would leave of an idle log: the records first, because what says that they may go is written before they do.
-fn image(from: &Path) -> tempfile::TempDir {
+pub(super) fn image(from: &Path) -> tempfile::TempDir {
     fn copy(from: &Path, to: &Path) {
         // The housekeeper may be deleting what is done.
         let Ok(entries) = std::fs::read_dir(from) else { return };

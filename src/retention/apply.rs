@@ -11,7 +11,7 @@
 //!
 //! - A crash before 3 leaves the table as it was; the next run drops the copy and begins anew. After 3 the next run goes on
 //!   at 4, which does nothing a second time: what has been moved has the new expiry, and only others are deleted.
-//! - Only what was copied is deleted, row by row: a row that was received before the cut may reach the table at any time
+//! - Only what was copied is deleted, by its sort key: a row that was received before the cut may reach the table at any time
 //!   later, out of the log or the broker. It keeps its old expiry until the next run.
 //! - From 4 until the end of 5 queries miss the tenant's copied rows.
 
@@ -29,8 +29,8 @@ use crate::{
     row::EXPIRES_NEVER,
 };
 
-/// Columns that tell apart rows of one sort key, where a table has them.
-const DISTINGUISHING: [&str; 1] = ["released"];
+/// The column of which a table keeps the highest, of rows with one sort key.
+const VERSION: &str = "released";
 
 /// Exit code of a process that was told to end in between.
 const EXIT_STOPPED: u8 = 3;
@@ -48,8 +48,8 @@ const READY: &str = "retention_ready_";
 struct Found {
     name: String,
     sorting_key: String,
-    /// Those of [`DISTINGUISHING`] that it has.
-    more: Vec<String>,
+    /// Whether it has [`VERSION`].
+    versioned: u8,
 }
 
 /// What a complete copy is for: its comment.
@@ -90,15 +90,13 @@ pub(super) async fn apply(
 }
 
 async fn tables(client: &Client) -> Result<Vec<Found>> {
-    let more: Vec<_> = DISTINGUISHING.iter().map(|name| format!("'{name}'")).collect();
     let sql = format!(
         "SELECT t.name AS name, any(t.sorting_key) AS sorting_key, \
-             groupArrayIf(c.name, c.name IN ({more})) AS more \
+             has(groupArray(c.name), '{VERSION}') AS versioned \
          FROM system.tables AS t INNER JOIN system.columns AS c ON c.database = t.database AND c.table = t.name \
          WHERE t.database = {database} AND t.engine LIKE '%MergeTree' AND position(t.partition_key, 'expires_at') > 0 \
              AND NOT startsWith(t.name, '{COPY}') \
          GROUP BY t.name HAVING hasAll(groupArray(c.name), ['tenant_id', 'received_at', 'expires_at']) ORDER BY t.name",
-        more = more.join(", "),
         database = text(client.database()),
     );
     client.fetch(&sql).await.context("looking for the tables")
@@ -196,14 +194,15 @@ impl Table<'_> {
 
     /// Steps 4 to 6.
     async fn finish(&self, record: &Record) -> Result<()> {
-        let (table, ready, row) = (self.table(), self.ready(), self.row());
+        let (table, ready) = (self.table(), self.ready());
         // Waits for an earlier run's delete as well: they are carried out in order.
         self.execute(&format!(
-            "ALTER TABLE {table} DELETE WHERE {meant} AND ({new} <= {cut} OR {row} IN (SELECT {row} FROM {ready})) \
+            "ALTER TABLE {table} DELETE WHERE {meant} AND ({new} <= {cut} OR {copied}) \
              SETTINGS mutations_sync = 2",
             meant = self.meant(record),
             new = record.expires_at(),
             cut = record.cut(),
+            copied = self.copied(),
         ))
         .await?;
         self.step(4);
@@ -234,15 +233,18 @@ impl Table<'_> {
         )
     }
 
-    /// What identifies a row in the table and in its copy.
-    fn row(&self) -> String {
-        let mut columns = self.found.sorting_key.clone();
-        columns.push_str(", received_at");
-        for name in &self.found.more {
-            columns.push_str(", ");
-            columns.push_str(&quote_identifier(name));
+    /// Whether a row of the table is in the complete copy. Rows of one sort key are one row to the table, which may have
+    /// merged them in either place; a version that came after the copy was made stays.
+    fn copied(&self) -> String {
+        let (row, ready) = (format!("sipHash128({})", self.found.sorting_key), self.ready());
+        if self.found.versioned == 1 {
+            format!(
+                "({row} IN (SELECT {row} FROM {ready} WHERE {VERSION} = 1) \
+                 OR {VERSION} = 0 AND {row} IN (SELECT {row} FROM {ready}))"
+            )
+        } else {
+            format!("{row} IN (SELECT {row} FROM {ready})")
         }
-        format!("sipHash128({columns})")
     }
 
     fn table(&self) -> String {

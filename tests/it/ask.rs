@@ -26,23 +26,23 @@ fn ask(clickhouse: &ClickHouse, query: &str) -> Vec<String> {
 }
 
 /// An event with what every event of the test has.
-fn event(at: &str, person: (&str, &str), session: &str, rest: Value) -> Value {
+fn event(at: &str, person: (&str, &str), session: &str, rest: &Value) -> Value {
     let mut event = json!({"id": Uuid::now_v7(), "timestamp": at, "user_id": person.0, "anonymous_id": person.1, "session_id": session});
     event.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
     event
 }
 
 fn page(at: &str, person: (&str, &str), session: &str, path: &str, referrer: &str) -> Value {
-    event(at, person, session, json!({"type": "pageview", "path": path, "referrer": referrer}))
+    event(at, person, session, &json!({"type": "pageview", "path": path, "referrer": referrer}))
 }
 
 fn custom(at: &str, person: (&str, &str), session: &str, name: &str) -> Value {
-    event(at, person, session, json!({"type": "custom", "name": name}))
+    event(at, person, session, &json!({"type": "custom", "name": name}))
 }
 
 fn vitals(lcp: u32, inp: u32, cls: f64) -> Value {
     let at = "2026-03-02T10:00:00Z";
-    event(at, ("", ""), "", json!({"type": "performance", "path": "/", "lcp": lcp, "inp": inp, "cls": cls}))
+    event(at, ("", ""), "", &json!({"type": "performance", "path": "/", "lcp": lcp, "inp": inp, "cls": cls}))
 }
 
 /// Three people over three weeks; the first of March 2026 is a Sunday.

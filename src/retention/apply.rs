@@ -27,8 +27,8 @@ use crate::{
     row::EXPIRES_NEVER,
 };
 
-/// Columns that tell apart rows of one sort key, where a table has them.
-const DISTINGUISHING: [&str; 1] = ["released"];
+/// The version of a row, where a table has one: of those of one sort key the highest stays.
+const VERSION: &str = "released";
 
 /// Exit code of a process that was told to end in between.
 const EXIT_STOPPED: u8 = 3;
@@ -43,8 +43,8 @@ const READY: &str = "retention_ready_";
 struct Found {
     name: String,
     sorting_key: String,
-    /// Those of [`DISTINGUISHING`] that it has.
-    more: Vec<String>,
+    /// Whether it has [`VERSION`].
+    versioned: u8,
 }
 
 /// What a complete copy is for: its comment.
@@ -85,15 +85,12 @@ pub(super) async fn apply(
 }
 
 async fn tables(client: &Client) -> Result<Vec<Found>> {
-    let more: Vec<_> = DISTINGUISHING.iter().map(|name| format!("'{name}'")).collect();
     let sql = format!(
-        "SELECT t.name AS name, any(t.sorting_key) AS sorting_key, \
-             groupArrayIf(c.name, c.name IN ({more})) AS more \
+        "SELECT t.name AS name, any(t.sorting_key) AS sorting_key, max(c.name = '{VERSION}') AS versioned \
          FROM system.tables AS t INNER JOIN system.columns AS c ON c.database = t.database AND c.table = t.name \
          WHERE t.database = {database} AND t.engine LIKE '%MergeTree' AND position(t.partition_key, 'expires_at') > 0 \
              AND NOT startsWith(t.name, '{COPY}') \
          GROUP BY t.name HAVING hasAll(groupArray(c.name), ['tenant_id', 'received_at', 'expires_at']) ORDER BY t.name",
-        more = more.join(", "),
         database = text(client.database()),
     );
     client.fetch(&sql).await.context("looking for the tables")
@@ -157,7 +154,9 @@ impl Table<'_> {
             meant = self.meant(&record),
         );
         let counted = self.client.fetch_long::<Counted>(&sql).await?;
-        let Some(Counted { rewritten, dropped, last }) = counted.into_iter().next() else { bail!("no answer to a count") };
+        let Some(Counted { rewritten, dropped, last }) = counted.into_iter().next() else {
+            bail!("no answer to a count")
+        };
         Ok(Record { rewritten, dropped, last, ..record })
     }
 
@@ -189,14 +188,16 @@ impl Table<'_> {
 
     /// Steps 4 to 6.
     async fn finish(&self, record: &Record) -> Result<()> {
-        let (table, ready, row) = (self.table(), self.ready(), self.row());
+        let (table, ready) = (self.table(), self.ready());
         // Waits for an earlier run's delete as well: they are carried out in order.
         self.execute(&format!(
-            "ALTER TABLE {table} DELETE WHERE {meant} AND ({new} <= {cut} OR {row} IN (SELECT {row} FROM {ready})) \
+            "ALTER TABLE {table} DELETE WHERE {meant} AND ({new} <= {cut} OR {row} IN ({copied})) \
              SETTINGS mutations_sync = 2",
             meant = self.meant(record),
             new = record.expires_at(),
             cut = record.cut(),
+            row = self.row(),
+            copied = self.copied(),
         ))
         .await?;
         self.step(4);
@@ -206,7 +207,8 @@ impl Table<'_> {
             text(&self.ready_name())
         );
         for partition in self.client.fetch::<String>(&partitions).await? {
-            self.execute(&format!("ALTER TABLE {ready} MOVE PARTITION ID {} TO TABLE {table}", text(&partition))).await?;
+            self.execute(&format!("ALTER TABLE {ready} MOVE PARTITION ID {} TO TABLE {table}", text(&partition)))
+                .await?;
             self.step(5);
         }
         let left = self.client.fetch_long::<u64>(&format!("SELECT count() FROM {ready}")).await?;
@@ -226,15 +228,21 @@ impl Table<'_> {
         )
     }
 
-    /// What identifies a row in the table and in its copy.
+    /// What a row of the table and its copy have in common: the sort key, by which the table itself takes rows for one,
+    /// and the version.
     fn row(&self) -> String {
-        let mut columns = self.found.sorting_key.clone();
-        columns.push_str(", received_at");
-        for name in &self.found.more {
-            columns.push_str(", ");
-            columns.push_str(&quote_identifier(name));
+        let version = if self.found.versioned == 0 { String::new() } else { format!(", {VERSION}") };
+        format!("sipHash128({}{version})", self.found.sorting_key)
+    }
+
+    /// The rows of the table that the copy stands for: its own, and lower versions that it has merged into them. A higher
+    /// one has been stored since, and says more than the copy does.
+    fn copied(&self) -> String {
+        let ready = self.ready();
+        if self.found.versioned == 0 {
+            return format!("SELECT {} FROM {ready}", self.row());
         }
-        format!("sipHash128({columns})")
+        format!("SELECT sipHash128({}, toUInt8(arrayJoin(range({VERSION} + 1)))) FROM {ready}", self.found.sorting_key)
     }
 
     fn table(&self) -> String {

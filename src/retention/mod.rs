@@ -70,7 +70,9 @@ pub async fn run(action: RetentionAction, config: &Config) -> Result<()> {
     let RetentionAction::Apply { tenant, json, stop_after } = action;
     let tenant = find(&config.tenants.tenants, &tenant)?;
     if config.clickhouse.cluster.is_some() {
-        bail!("`retention apply` does not work on a cluster (clickhouse.cluster is set); new events have the retention at once");
+        bail!(
+            "`retention apply` does not work on a cluster (clickhouse.cluster is set); new events have the retention at once"
+        );
     }
     let retention = event::Retention::of(tenant.retention.duration());
     let _lock = FolderLock::acquire(&config.process.data_dir.join("retention"), Duration::ZERO)

@@ -160,7 +160,10 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use crate::plugins::{check::CHILD_FLAG, commands::Action};
+    use crate::{
+        plugins::{check::CHILD_FLAG, commands::Action},
+        retention::RetentionAction,
+    };
 
     fn run(arguments: &[&str]) -> Result<Cli, Words> {
         parse(["ingestion-engine"].iter().chain(arguments).map(OsString::from))
@@ -218,6 +221,20 @@ mod tests {
             assert!(help.contains(part), "{part} is missing in\n{help}");
         }
         assert!(!help.contains("host") && !help.contains("as-child"), "{help}");
+    }
+
+    #[test]
+    fn retention_is_applied_to_one_tenant() {
+        let Command::Retention(arguments) = run(&["retention", "apply", "acme", "--json"]).unwrap().action() else {
+            panic!("another subcommand")
+        };
+        let expected = RetentionAction::Apply { tenant: "acme".to_owned(), json: true, stop_after: None };
+        assert_eq!(arguments.action, expected);
+        for wrong in [&["retention"][..], &["retention", "apply"]] {
+            assert_eq!(run(wrong).unwrap_err().code(), EXIT_USAGE, "{wrong:?}");
+        }
+        let help = run(&["retention", "apply", "--help"]).unwrap_err().to_string();
+        assert!(!help.contains("stop-after"), "{help}");
     }
 
     #[test]

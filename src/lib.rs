@@ -22,7 +22,8 @@
 //!
 //! On a node without brokers the sink reads the log itself; the sink sees ranges in both cases
 //! ([`sink::source::Source`]). [`serve`] puts a node together, starts it and stops it in order. What cannot be delivered
-//! is kept with its reason ([`dead_letters`]); what was erased on request stays so ([`erasure`]); what happens is counted ([`metrics`]) and told ([`health`]).
+//! is kept with its reason ([`dead_letters`]); what happens is counted ([`metrics`]) and told ([`health`]). Commands change
+//! what is stored: [`retention`], and [`erasure`], which also keeps what was erased from coming back.
 //!
 //! Every stage knows the event and the handle of the next stage, never the one after. `event` knows nobody.
 
@@ -33,7 +34,6 @@ pub mod plugins;
 pub mod row;
 pub mod wal;
 pub mod relay;
-pub mod retention;
 pub mod broker;
 pub mod sink;
 pub mod clickhouse;
@@ -49,4 +49,5 @@ pub mod ids;
 pub mod logging;
 pub mod metrics;
 pub mod month;
+pub mod retention;
 pub mod serve;

@@ -11,7 +11,7 @@
 //!
 //! - A crash before 3 leaves the table as it was; the next run drops the copy and begins anew. After 3 the next run goes on
 //!   at 4, which does nothing a second time: what has been moved has the new expiry, and only others are deleted.
-//! - Only what was copied is deleted, by its sort key: a row that was received before the cut may reach the table at any time
+//! - Only what was copied is deleted, row by row: a row that was received before the cut may reach the table at any time
 //!   later, out of the log or the broker. It keeps its old expiry until the next run.
 //! - From 4 until the end of 5 queries miss the tenant's copied rows.
 
@@ -29,7 +29,7 @@ use crate::{
     row::EXPIRES_NEVER,
 };
 
-/// The column of which a table keeps the highest, of rows with one sort key.
+/// The version of a row, where a table has one: of those of one sort key the highest stays.
 const VERSION: &str = "released";
 
 /// Exit code of a process that was told to end in between.
@@ -91,8 +91,7 @@ pub(super) async fn apply(
 
 async fn tables(client: &Client) -> Result<Vec<Found>> {
     let sql = format!(
-        "SELECT t.name AS name, any(t.sorting_key) AS sorting_key, \
-             has(groupArray(c.name), '{VERSION}') AS versioned \
+        "SELECT t.name AS name, any(t.sorting_key) AS sorting_key, max(c.name = '{VERSION}') AS versioned \
          FROM system.tables AS t INNER JOIN system.columns AS c ON c.database = t.database AND c.table = t.name \
          WHERE t.database = {database} AND t.engine LIKE '%MergeTree' AND position(t.partition_key, 'expires_at') > 0 \
              AND NOT startsWith(t.name, '{COPY}') \
@@ -197,11 +196,12 @@ impl Table<'_> {
         let (table, ready) = (self.table(), self.ready());
         // Waits for an earlier run's delete as well: they are carried out in order.
         self.execute(&format!(
-            "ALTER TABLE {table} DELETE WHERE {meant} AND ({new} <= {cut} OR {copied}) \
+            "ALTER TABLE {table} DELETE WHERE {meant} AND ({new} <= {cut} OR {row} IN ({copied})) \
              SETTINGS mutations_sync = 2",
             meant = self.meant(record),
             new = record.expires_at(),
             cut = record.cut(),
+            row = self.row(),
             copied = self.copied(),
         ))
         .await?;
@@ -233,18 +233,21 @@ impl Table<'_> {
         )
     }
 
-    /// Whether a row of the table is in the complete copy. Rows of one sort key are one row to the table, which may have
-    /// merged them in either place; a version that came after the copy was made stays.
+    /// What a row of the table and its copy have in common: the sort key, by which the table itself takes rows for one,
+    /// and the version.
+    fn row(&self) -> String {
+        let version = if self.found.versioned == 0 { String::new() } else { format!(", {VERSION}") };
+        format!("sipHash128({}{version})", self.found.sorting_key)
+    }
+
+    /// The rows of the table that the copy stands for: its own, and lower versions that it has merged into them. A higher
+    /// one has been stored since, and says more than the copy does.
     fn copied(&self) -> String {
-        let (row, ready) = (format!("sipHash128({})", self.found.sorting_key), self.ready());
-        if self.found.versioned == 1 {
-            format!(
-                "({row} IN (SELECT {row} FROM {ready} WHERE {VERSION} = 1) \
-                 OR {VERSION} = 0 AND {row} IN (SELECT {row} FROM {ready}))"
-            )
-        } else {
-            format!("{row} IN (SELECT {row} FROM {ready})")
+        let ready = self.ready();
+        if self.found.versioned == 0 {
+            return format!("SELECT {} FROM {ready}", self.row());
         }
+        format!("SELECT sipHash128({}, toUInt8(arrayJoin(range({VERSION} + 1)))) FROM {ready}", self.found.sorting_key)
     }
 
     fn table(&self) -> String {

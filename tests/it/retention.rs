@@ -145,7 +145,8 @@ async fn clickhouse_and_the_engine_compute_the_same_expiry() {
     // Around the ends of hours, days, months, years and leap days; and all over the time that the columns hold.
     let edges = [0, 951_782_400, 1_709_164_800, 1_709_251_200, 1_772_323_200, 1_798_761_600, 4_107_542_400];
     let near = [-DAY, -HOUR, -1, 0, 1, HOUR, DAY];
-    let edges = edges.iter().flatten_seconds(&near);
+    let around = |edge: i64| near.map(|near| (edge + near) * 1000);
+    let edges = edges.into_iter().flat_map(around).flat_map(|ms| [ms - 1, ms, ms + 1]);
     let spread = (0..2000).map(|n: i64| n * 2_134_567_891 % 4_291_747_200_000);
     let received: Vec<i64> = edges.chain(spread).filter(|ms| *ms >= 0).collect();
     let list: Vec<_> = received.iter().map(ToString::to_string).collect();
@@ -162,16 +163,5 @@ async fn clickhouse_and_the_engine_compute_the_same_expiry() {
             assert_eq!(computed, retention.expires_at(*ms), "{retention:?} from {ms}");
             assert!(retention != Retention::Keep || computed == EXPIRES_NEVER);
         }
-    }
-}
-
-/// Milliseconds around each of some seconds.
-trait FlattenSeconds {
-    fn flatten_seconds(self, near: &[i64]) -> impl Iterator<Item = i64>;
-}
-
-impl<'a, I: Iterator<Item = &'a i64>> FlattenSeconds for I {
-    fn flatten_seconds(self, near: &[i64]) -> impl Iterator<Item = i64> {
-        self.flat_map(move |edge| near.iter().map(move |near| (edge + near) * 1000)).flat_map(|ms| [ms - 1, ms, ms + 1])
     }
 }

@@ -110,6 +110,7 @@ pub async fn run(client: &Client, template: &Template, settings: &Settings, requ
         client,
         database: quote_identifier(&template.database),
         on_cluster: template.render("${on_cluster}"),
+        cluster: template.cluster.clone(),
         settings,
     };
     let Request { tenant, user } = request;
@@ -139,6 +140,7 @@ struct Run<'a> {
     client: &'a Client,
     database: String,
     on_cluster: String,
+    cluster: Option<String>,
     settings: &'a Settings,
 }
 
@@ -179,6 +181,15 @@ impl Run<'_> {
         self.client.execute(&sql).await.context("writing the tombstone")?;
         let sql = format!("SELECT toUnixTimestamp64Milli(before) FROM {}.erasures WHERE id = '{id}'", self.database);
         let found: Vec<i64> = self.client.fetch(&sql).await.context("reading the tombstone back")?;
+        if self.cluster.is_some() {
+            // A sink that says from now on that it is there reads the tombstones after that, from whichever replica; and
+            // what others have said before is here.
+            for table in ["erasures", "sink_reports"] {
+                let sql = format!("SYSTEM SYNC REPLICA {} {}.{table}", self.on_cluster, self.database);
+                let synced = self.client.execute_within(&sql, CONFIRMATION).await;
+                synced.context("bringing the tombstone to every replica; start the command again")?;
+            }
+        }
         match found.first() {
             Some(before_ms) => Ok((id, *before_ms)),
             None => bail!("the tombstone that was written cannot be read: nothing was erased, start the command again"),
@@ -284,8 +295,12 @@ impl Run<'_> {
     async fn inserts_ended(&self) -> Result<()> {
         let since = tokio::time::Instant::now();
         loop {
+            let processes = self.cluster.as_ref().map_or_else(
+                || "system.processes".to_owned(),
+                |cluster| format!("clusterAllReplicas({}, system.processes)", quote_text(cluster)),
+            );
             let sql = format!(
-                "SELECT count() FROM system.processes WHERE query_kind = 'Insert' AND elapsed > {}",
+                "SELECT count() FROM {processes} WHERE query_kind = 'Insert' AND elapsed > {}",
                 since.elapsed().as_secs_f64()
             );
             let running: Vec<u64> = self.client.fetch(&sql).await.context("asking for inserts that still run")?;

@@ -7,6 +7,8 @@
 //! A repeat may leave out more than the attempt before it; it has the same token, and ClickHouse drops whichever comes
 //! second as a whole. What the first one has stored leaves with its part, or with the erasure's second deletion.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::source::{Block, Range};
@@ -28,16 +30,22 @@ pub(super) struct Arrival {
     pub(super) erased: usize,
 }
 
-/// Looks at the rows of `range`, at `now` (Unix seconds), under the tombstones of `erased`.
+/// What of `range` may be inserted at `now` (Unix seconds) under the tombstones of `erased`.
 ///
 /// # Errors
 /// A row that cannot be read, which this process has written itself.
-pub(super) fn sort(range: &Range, erased: &Set, now: u32) -> Result<Arrival, BinaryError> {
+pub(super) async fn sort(range: &Range, erased: Arc<Set>, now: u32) -> Result<Arrival, BinaryError> {
     let events = Block { rows: range.rows, body: range.body.clone() };
-    let mut arrival = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0 };
+    let whole = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0 };
     if erased.is_empty() && range.first_expiry > now {
-        return Ok(arrival);
+        return Ok(whole);
     }
+    // Decoding every row of a large range would hold an async thread for many milliseconds.
+    let looked = tokio::task::spawn_blocking(move || look(whole, &erased, now));
+    looked.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+fn look(mut arrival: Arrival, erased: &Set, now: u32) -> Result<Arrival, BinaryError> {
     let (mut expired, mut gone) = (0, 0);
     for (block, table) in [(&mut arrival.events, Table::Events), (&mut arrival.parked, Table::Parked)] {
         *block = rest(block, table, |row| {

@@ -153,7 +153,7 @@ impl Inserter {
             None => Arc::new(Set::default()),
         };
         let now = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(u32::MAX - 1);
-        let arrival = arrival::sort(range, &erased, now)?;
+        let arrival = arrival::sort(range, Arc::clone(&erased), now).await?;
         let started = Instant::now();
         // A range of which every row went to the dead letters, or was left out, is only to be committed.
         for (statement, block) in [(&self.into_events, &arrival.events), (&self.into_parked, &arrival.parked)] {
@@ -163,6 +163,7 @@ impl Inserter {
             let settings = insert_settings(&range.id, block.rows);
             self.noted(self.client.insert(statement, &settings, block.body.clone()).await)?;
         }
+        drop(erased);
         Ok((arrival, started.elapsed()))
     }
 

@@ -62,6 +62,22 @@ fn one_person_is_erased_by_user_and_anonymous_id_and_nobody_else() {
     let setup = setup(home.path());
     let engine = setup.start();
     let clickhouse = engine.clickhouse();
+    clickhouse.wait_for("SELECT count() > 0 FROM overwatch.schema_migrations WHERE version = 9", "1");
+    // As the tables of plugins are made: one with the person in it, one that only says which events its rows are of, and
+    // sums that name nobody.
+    for (name, columns, select) in [
+        ("people", "user_id String, anonymous_id String", "user_id, anonymous_id"),
+        ("amounts", "event_id UUID, amount Float64", "event_id, 1.5 AS amount"),
+        ("sums", "events UInt64", "toUInt64(1) AS events"),
+    ] {
+        clickhouse.query(&format!(
+            "CREATE TABLE overwatch.plugin_{name} (tenant_id UUID, {columns}) ENGINE = MergeTree ORDER BY tenant_id"
+        ));
+        clickhouse.query(&format!(
+            "CREATE MATERIALIZED VIEW overwatch.plugin_{name}_mv TO overwatch.plugin_{name} AS \
+             SELECT tenant_id, {select} FROM overwatch.events"
+        ));
+    }
     // The person before and after they gave their name; another who shares their device; others.
     send(
         &engine,
@@ -74,11 +90,15 @@ fn one_person_is_erased_by_user_and_anonymous_id_and_nobody_else() {
     let erased = report(&setup, "erase --tenant first --user ann");
     assert_eq!((removed(&erased, "events"), &erased["sinks_confirmed"]), (3, &json!(1)), "{erased}");
     assert_eq!(erased["anonymous_ids"], json!(["device", "ann"]));
+    assert_eq!((removed(&erased, "plugin_people"), removed(&erased, "plugin_amounts")), (3, 3), "{erased}");
+    for (table, rows) in [("people", 5), ("amounts", 5), ("sums", 8)] {
+        assert_eq!(clickhouse.number(&format!("SELECT count() FROM overwatch.plugin_{table}")), rows, "{table}");
+    }
     let rest = "1  other\n1 bob \n1 bob device\n2  device\n2 ann device";
     assert_eq!(clickhouse.query(PEOPLE), rest);
     let places: Vec<&str> =
         erased["remains"].as_array().unwrap().iter().map(|left| left["place"].as_str().unwrap()).collect();
-    for place in ["the tombstone", "write-ahead logs", "table events_per_minute"] {
+    for place in ["the tombstone", "write-ahead logs", "table events_per_minute", "table plugin_sums"] {
         assert!(places.contains(&place), "{place} is missing in {places:?}");
     }
     assert!(!places.contains(&"the broker's topics"), "there is no broker: {places:?}");
@@ -93,6 +113,10 @@ fn one_person_is_erased_by_user_and_anonymous_id_and_nobody_else() {
         "as the first run knew"
     );
     assert_eq!(clickhouse.query(PEOPLE), rest);
+
+    let purged = report(&setup, "tenants purge first");
+    assert_eq!((removed(&purged, "plugin_sums"), removed(&purged, "plugin_amounts")), (7, 3), "{purged}");
+    assert_eq!(clickhouse.query(PEOPLE), "2  device\n2 ann device");
 
     let output = setup.command("erase --user ann").output().unwrap();
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--tenant"), "{output:?}");

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! clickhouse.url is set    the client of that server
-//! an engine runs           its child: the folder's lock is held, and the file `http_port` in the folder says where it is
+//! an engine runs           its child: the folder's lock is held, and the file `http_port` in it says where it is
 //! none runs                a child of our own, ended by `stop`
 //! ```
 //!

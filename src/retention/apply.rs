@@ -3,14 +3,14 @@
 //! ```text
 //! 1  create   retention_<tenant>_<table>: like the table; no view reads it
 //! 2  copy     every row whose expiry is to change and whose new one is still to come, with the new one
-//! 3  rename   to retention_ready_<tenant>_<table>: the copy is complete. Its comment says which cut and retention it is for
+//! 3  rename   to retention_ready_<tenant>_<table>: the copy is complete; its comment has the cut and the retention
 //! 4  delete   from the table: what was copied, and what is past its time (a mutation, at the operator's word)
 //! 5  move     the copy's partitions into the table, whole parts, so that no view counts them again
 //! 6  drop     the copy, empty now
 //! ```
 //!
-//! - A crash before 3 leaves the table as it was; the next run drops the copy and begins anew. After 3 the next run goes on
-//!   at 4, which does nothing a second time: what has been moved has the new expiry, and only others are deleted.
+//! - A crash before 3 leaves the table as it was; the next run drops the copy and begins anew. After 3 the next run goes
+//!   on at 4, which does nothing a second time: what has been moved has the new expiry, and only others are deleted.
 //! - Only what was copied is deleted, row by row: a row that was received before the cut may reach the table at any time
 //!   later, out of the log or the broker. It keeps its old expiry until the next run.
 //! - From 4 until the end of 5 queries miss the tenant's copied rows.
@@ -233,8 +233,8 @@ impl Table<'_> {
         )
     }
 
-    /// What a row of the table and its copy have in common: the sort key, by which the table itself takes rows for one,
-    /// and the version.
+    /// What a row of the table and its copy have in common: the sort key, by which the table itself takes rows for
+    /// one, and the version.
     fn row(&self) -> String {
         let version = if self.found.versioned == 0 { String::new() } else { format!(", {VERSION}") };
         format!("sipHash128({}{version})", self.found.sorting_key)

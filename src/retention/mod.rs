@@ -71,7 +71,7 @@ pub async fn run(action: RetentionAction, config: &Config) -> Result<()> {
     let tenant = find(&config.tenants.tenants, &tenant)?;
     if config.clickhouse.cluster.is_some() {
         bail!(
-            "`retention apply` does not work on a cluster (clickhouse.cluster is set); new events have the retention at once"
+            "`retention apply` does not work on a cluster (clickhouse.cluster); new events have the retention at once"
         );
     }
     let retention = event::Retention::of(tenant.retention.duration());

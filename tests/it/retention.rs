@@ -33,8 +33,8 @@ fn send(engine: &Engine, number: u32, events: usize) {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// Rows of the tenant of that number, put into `events` as they would stand there if they had been received `age` seconds
-/// ago by a tenant of that retention.
+/// Rows of the tenant of that number, put into `events` as they would stand there if they had been received `age`
+/// seconds ago by a tenant of that retention.
 fn put(clickhouse: &ClickHouse, number: u32, rows: usize, age: i64, retention: Retention) {
     let expires_at = retention.expires_at_sql();
     clickhouse.query(&format!(

@@ -128,22 +128,49 @@ fn a_run_that_ended_at_any_step_is_finished_by_the_next() {
     put(&clickhouse, 1, 20, 3 * HOUR, FREE);
     put(&clickhouse, 1, 20, 20 * HOUR, FREE);
     put(&clickhouse, 2, 20, 3 * HOUR, PAID);
+    // Events that wait for a plugin and are released while a run is not finished.
+    let received = clickhouse.number("SELECT toUnixTimestamp(now() - 7200)");
+    let park = |event: u32, released: u8, retention: Retention| {
+        clickhouse.query(&format!(
+            "INSERT INTO overwatch.parked_events (tenant_id, event_id, received_at, expires_at, plugin, wal_seq, released) \
+             SELECT '{}', generateUUIDv4(), received_at, {}, 'p', {event}, {released} \
+             FROM (SELECT toDateTime64({received}, 3, 'UTC') AS received_at)",
+            id(1),
+            retention.expires_at_sql()
+        ));
+    };
     let mut rows = 60;
     let (mut old, mut new) = ((FREE, "24h"), (PAID, "90d"));
     for step in 1..=5 {
         write(&setup, new.1);
+        park(step, 0, old.0);
         let output = setup.command(&format!("retention apply tenant-1 --stop-after {step}")).output().unwrap();
         assert_eq!(output.status.code(), Some(3), "step {step}: {output:?}");
         assert_ne!(copies(&clickhouse), "", "step {step}");
         // Received before the first run, stored after it: it came out of the log late.
         put(&clickhouse, 1, 1, 2 * HOUR, old.0);
+        park(step, 1, old.0);
         rows += 1;
         let before = untouched(&clickhouse);
         apply(&setup);
         assert_eq!(state(&clickhouse, "events", new.0), format!("{rows} {rows} 0"), "step {step}");
         assert_eq!((untouched(&clickhouse), copies(&clickhouse)), (before, String::new()), "step {step}");
+        assert_eq!(clickhouse.number("SELECT count() FROM overwatch.parked"), 0, "step {step}");
+        let parked = state(&clickhouse, "parked_events FINAL", new.0);
+        assert!(parked.starts_with(&format!("{step} ")) && parked.ends_with(" 0"), "step {step}: {parked}");
         (old, new) = (new, old);
     }
+    // Released after the copy of what was parked was complete.
+    park(6, 0, Retention::Keep);
+    let output = setup.command("retention apply tenant-1 --stop-after 3").output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(copies(&clickhouse).ends_with("_parked_events"));
+    park(6, 1, Retention::Keep);
+    apply(&setup);
+    assert_eq!(clickhouse.number("SELECT count() FROM overwatch.parked"), 0);
+    let parked = state(&clickhouse, "parked_events FINAL", old.0);
+    assert!(parked.starts_with("6 ") && parked.ends_with(" 0"), "{parked}");
+
     // A tenant whose retention has changed again since: the unfinished run is finished, then the new one is done.
     write(&setup, new.1);
     let output = setup.command("retention apply tenant-1 --stop-after 4").output().unwrap();

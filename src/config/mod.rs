@@ -144,7 +144,9 @@ impl Config {
         });
         match config {
             Some(mut config) if errors.is_empty() => {
-                config.effective = render::render(&defaults, &given);
+                let (count, file) = (config.tenants.tenants.len(), config.tenants_file());
+                let rendered = render::render(&defaults, &given);
+                config.effective = format!("{rendered}\n# Tenants in {}: {count}\n", file.display());
                 let mut warnings = environment.warnings;
                 warnings.extend(checks::warnings(&config));
                 Ok((config, warnings))

@@ -108,7 +108,6 @@ impl Erasures {
 
     /// Keeps the tombstones fresh and says which of them are applied, until `stop`; then says that this process has stopped.
     pub async fn run(self, health: Component, stop: CancellationToken) {
-        health.up();
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(poll.tick()).await.is_some() {

@@ -119,7 +119,8 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
 fn announce(common: &Common) {
     let config = &common.config;
     let relay = config.process.roles.api && !config.redpanda.brokers.is_empty();
-    let names = [("clickhouse", config.process.roles.sink), ("sink", config.process.roles.sink), ("relay", relay)];
+    let sink = config.process.roles.sink;
+    let names = [("clickhouse", sink), ("erasures", sink), ("sink", sink), ("relay", relay)];
     for (name, _) in names.iter().filter(|(_, runs)| *runs) {
         drop(common.health.component(name));
     }

@@ -75,7 +75,9 @@ async fn store(
     });
     // Until the last insert has ended; then it says that this sink has stopped.
     let applying = CancellationToken::new();
-    let applied = tokio::spawn(erasures.clone().run(common.health.component("erasures"), applying.clone()));
+    let erasures_health = common.health.component("erasures");
+    erasures_health.up();
+    let applied = tokio::spawn(erasures.clone().run(erasures_health, applying.clone()));
     let setup = SinkSetup { client, template, mode, erasures, health: sink_health };
     let result = run_sink(common, log, setup, stop).await;
     applying.cancel();

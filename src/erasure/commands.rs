@@ -16,6 +16,7 @@ use super::{
 use crate::{
     clickhouse::{Client, Template, quote_identifier},
     ids::TenantId,
+    retention::copies_of,
 };
 
 /// Longest wait for a deletion: it rewrites the parts that hold rows of the tenant.
@@ -114,6 +115,7 @@ pub async fn run(client: &Client, template: &Template, settings: &Settings, requ
         settings,
     };
     let Request { tenant, user } = request;
+    run.nothing_is_half_moved(tenant).await?;
     let anonymous_ids = match &user {
         Some(user) => run.anonymous_ids(tenant, user).await?,
         None => Vec::new(),
@@ -145,6 +147,20 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Rows that a `retention apply` has taken out of their table and not put back yet are found by nobody.
+    async fn nothing_is_half_moved(&self, tenant: TenantId) -> Result<()> {
+        let sql = format!(
+            "SELECT count() FROM system.tables WHERE database = {} AND startsWith(name, {})",
+            quote_text(self.client.database()),
+            quote_text(&copies_of(tenant))
+        );
+        let copies: Vec<u64> = self.client.fetch(&sql).await.context("looking for unfinished copies")?;
+        if copies.first().is_some_and(|count| *count > 0) {
+            bail!("a `retention apply {tenant}` was not finished: run it again first, then this");
+        }
+        Ok(())
+    }
+
     /// Names under which the person was known before they gave theirs.
     async fn anonymous_ids(&self, tenant: TenantId, user: &str) -> Result<Vec<String>> {
         // A run that comes after another no longer finds the events: what the other has found stands in its tombstone.

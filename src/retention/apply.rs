@@ -72,6 +72,11 @@ struct Counted {
     last: u32,
 }
 
+/// What begins the names of `tenant`'s complete copies.
+pub(super) fn ready_prefix(tenant: Uuid) -> String {
+    format!("{READY}{}_", tenant.simple())
+}
+
 /// Rewrites the rows of `tenant` that are not kept as `retention` says, in every table. Gives the tables of which rows
 /// have changed, those that an earlier run left unfinished first.
 pub(super) async fn apply(
@@ -259,7 +264,7 @@ impl Table<'_> {
     }
 
     fn ready_name(&self) -> String {
-        format!("{READY}{}_{}", self.tenant.simple(), self.found.name)
+        format!("{}{}", ready_prefix(self.tenant), self.found.name)
     }
 
     fn ready(&self) -> String {

@@ -3,19 +3,18 @@
 //! New rows get it by themselves. Stored ones carry the `expires_at` that they were accepted with; it is part of the
 //! partition key and cannot be updated, so they are copied and the copies take their place ([`apply`]).
 //!
-//! - One run at a time: a lock in the data folder. Of commands with other data folders on one server it knows nothing.
+//! - One run at a time, and none beside `erase` or `tenants purge`: a lock in the data folder. Of commands with other data
+//!   folders on one server it knows nothing.
 //! - Not on a cluster: what is copied on one replica would have to be deleted on all of them. Such a run is refused.
 
 mod apply;
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{config::Config, event, folder_lock::FolderLock, serve, tenants::commands::find};
+use crate::{config::Config, event, ids::TenantId, serve, tenants::commands::find};
 
 const EXAMPLES: &str = "\
 TENANT is a tenant's id, or its name where only one has it; what it is to have is read from the tenants' file. Works \
@@ -62,6 +61,11 @@ struct Done {
     kept_until: Option<String>,
 }
 
+/// What begins the names of a tenant's complete copies, which hold rows that are in no other table.
+pub fn copies_of(tenant: TenantId) -> String {
+    apply::ready_prefix(tenant.0)
+}
+
 /// Carries out `action` and prints what came of it.
 ///
 /// # Errors
@@ -75,8 +79,7 @@ pub async fn run(action: RetentionAction, config: &Config) -> Result<()> {
         );
     }
     let retention = event::Retention::of(tenant.retention.duration());
-    let _lock = FolderLock::acquire(&config.process.data_dir.join("retention"), Duration::ZERO)
-        .context("one `retention apply` at a time")?;
+    let _one_at_a_time = serve::maintenance::lock(config)?;
     let clickhouse = serve::maintenance::connect(config).await?;
     let done = apply::apply(clickhouse.client(), tenant.id.0, retention, stop_after).await;
     clickhouse.stop().await;

@@ -27,6 +27,17 @@ const OPENING: Duration = Duration::from_mins(2);
 /// How often it is looked for meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// Keeps commands that rewrite what is stored apart: a copy that one makes must not bring back what another has erased.
+/// It knows of commands with the same data folder only.
+///
+/// # Errors
+/// Another one is at work.
+pub fn lock(config: &Config) -> Result<FolderLock> {
+    let folder = config.process.data_dir.join("maintenance");
+    let locked = FolderLock::acquire(&folder, Duration::ZERO);
+    locked.context("`retention apply`, `erase` and `tenants purge` run one at a time")
+}
+
 /// A connection to ClickHouse whose tables are up to date, for the time of one command.
 pub struct Maintenance {
     client: Client,

@@ -131,6 +131,7 @@ fn announce(common: &Common) {
 /// # Errors
 /// ClickHouse cannot be reached or refused; the command may be started again.
 pub async fn erase(config: &Config, request: commands::Request) -> Result<commands::Report> {
+    let _one_at_a_time = maintenance::lock(config)?;
     let connection = maintenance::connect(config).await?;
     let settings = settings::erasure(config);
     let report = commands::run(connection.client(), connection.template(), &settings, request).await;

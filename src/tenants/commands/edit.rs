@@ -62,17 +62,17 @@ impl File {
                 table.insert(name, value(text));
             }
         }
-        // What stands in a file without tenants is its head, and not the end of the first one's section.
-        let head = if self.document.is_empty() {
-            let head = self.document.trailing().as_str().unwrap_or_default().to_owned();
-            self.document.set_trailing("");
-            head
-        } else {
-            String::new()
-        };
-        table.decor_mut().set_prefix(format!("{head}\n"));
+        let before = self.take_trailing();
+        table.decor_mut().set_prefix(format!("{before}\n"));
         self.tenants()?.push(table);
         Ok(())
+    }
+
+    /// The comments at the end of the file, which belong to what stands before them and stay there when something is added.
+    fn take_trailing(&mut self) -> String {
+        let trailing = self.document.trailing().as_str().unwrap_or_default().to_owned();
+        self.document.set_trailing("");
+        trailing
     }
 
     pub fn set_disabled(&mut self, tenant: TenantId, disabled: bool) -> Result<(), EditError> {
@@ -100,7 +100,10 @@ impl File {
         if let Some(expires) = key.expires {
             table.insert("expires", moment(expires)?);
         }
-        table.decor_mut().set_prefix("\n");
+        let id = |table: &Table| table.get("id").and_then(Item::as_str).and_then(|text| Uuid::try_parse(text).ok());
+        let is_last = self.tenants()?.iter().last().and_then(id) == Some(tenant.0);
+        let before = if is_last { self.take_trailing() } else { String::new() };
+        table.decor_mut().set_prefix(format!("{before}\n"));
         sections(self.tenant(tenant)?.entry("keys").or_insert(empty()), "keys", "[[tenants.keys]]")?.push(table);
         Ok(())
     }
@@ -180,7 +183,7 @@ mod tests {
         file.add_key(id(1), &key("web", &["https://a.example"])).unwrap();
         let text = file.text().replace("name = \"one\"", "name = \"one\" # the first");
 
-        let mut file = File::parse(&text).unwrap();
+        let mut file = File::parse(&(text + "# of the key\n")).unwrap();
         file.add_tenant(&NewTenant { id: id(2), name: "two", tier: None, retention: Some("keep") }).unwrap();
         file.add_key(id(1), &key("server", &[])).unwrap();
         file.set_disabled(id(1), true).unwrap();
@@ -195,7 +198,7 @@ mod tests {
                  [[tenants.keys]]\nname = \"web\"\nsha256 = \"{web}\"\nscopes = [\"ingest\"]\n\
                  origins = [\"https://a.example\"]\nrevoked = 2026-01-02T03:04:05Z\n\n\
                  [[tenants.keys]]\nname = \"server\"\nsha256 = \"{server}\"\nscopes = [\"ingest\"]\n\
-                 expires = 2026-01-02T03:04:05Z\n\n[[tenants]]\nid = \"{}\"\nname = \"two\"\nretention = \"keep\"\n",
+                 expires = 2026-01-02T03:04:05Z\n# of the key\n\n[[tenants]]\nid = \"{}\"\nname = \"two\"\nretention = \"keep\"\n",
                 id(1),
                 id(2)
             )
@@ -204,6 +207,15 @@ mod tests {
         assert!(!file.text().contains("disabled"));
         assert!(matches!(file.set_disabled(id(3), true), Err(EditError::Missing)));
         assert!(matches!(file.set_revoked(id(2), &web, at), Err(EditError::Missing)));
+    }
+
+    #[test]
+    fn comments_at_the_end_stay_with_what_they_are_of() {
+        let id = TenantId(Uuid::from_u128(1));
+        let text = format!("[[tenants]]\nid = \"{id}\"\n# disabled = true\n");
+        let mut file = File::parse(&text).unwrap();
+        file.add_key(id, &key("web", &[])).unwrap();
+        assert!(file.text().starts_with(&format!("{text}\n[[tenants.keys]]\nname = \"web\"\n")), "{}", file.text());
     }
 
     #[test]

@@ -90,23 +90,19 @@ impl Watch {
     }
 
     async fn take(&mut self, now: Stamp) {
-        let (read, path) = (Arc::clone(&self.read), self.path.clone());
+        let (read, path, tenants) = (Arc::clone(&self.read), self.path.clone(), self.tenants.clone());
+        // All of it off the async threads: with a hundred thousand tenants also the change of sets takes its time.
         let taken = tokio::task::spawn_blocking(move || {
-            let tenants = read();
+            let read = read();
             // What was written while it was read is for the next look.
-            (tenants, Stamp::of(&path).ok().flatten())
+            let is_same = Stamp::of(&path).ok().flatten() == Some(now);
+            is_same.then(|| read.map(|list| tenants.replace(list)))
         });
-        let (tenants, after) = match taken.await {
-            Ok(taken) => taken,
-            Err(panic) => (Err(format!("reading it failed: {panic}")), Some(now)),
-        };
-        if after != Some(now) {
-            return;
-        }
+        let taken = taken.await.unwrap_or_else(|panic| Some(Err(format!("reading it failed: {panic}"))));
+        let Some(taken) = taken else { return };
         self.taken = Some(now);
-        match tenants {
-            Ok(tenants) => {
-                self.tenants.replace(tenants);
+        match taken {
+            Ok(()) => {
                 let set = self.tenants.current();
                 tracing::info!(tenants = set.len(), keys = set.keys(), "took the tenants' file again");
                 self.health.up();

@@ -51,3 +51,4 @@ pub mod metrics;
 pub mod month;
 pub mod retention;
 pub mod serve;
+mod table;

@@ -20,6 +20,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of a statement that answers at once on a server that works.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// For [`Client::execute_within`] and [`Client::fetch_within`]: limit of a statement that reads or rewrites a tenant's rows.
+pub const REWRITE_TIMEOUT: Duration = Duration::from_hours(6);
+
 /// Limit of a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 

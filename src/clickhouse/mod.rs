@@ -15,9 +15,14 @@ pub mod embedded;
 mod errors;
 mod migrate;
 
-pub use client::{Client, ClientError, Compression, Settings};
+pub use client::{Client, ClientError, Compression, REWRITE_TIMEOUT, Settings};
 pub use errors::{Kind, QueryError};
 pub use migrate::{MIGRATIONS, MigrateError, Migration, Migrator, Mode, Template, wait_and_migrate};
+
+/// Quotes `text` as a literal.
+pub fn quote_text(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
 
 /// Quotes an identifier.
 pub fn quote_identifier(name: &str) -> String {

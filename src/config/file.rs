@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{
     error::{ConfigError, Origin, Problem},
@@ -35,23 +38,43 @@ pub(super) fn read(path: &Path) -> FileLayer {
 
 /// Reads a TOML document; `origin` names a line of it.
 pub(super) fn parse(text: &str, origin: impl Fn(usize) -> Origin) -> FileLayer {
-    // Looked up for every key, of which a file with many tenants has hundreds of thousands.
-    let breaks: Vec<usize> = memchr::memchr_iter(b'\n', text.as_bytes()).collect();
-    let line_of = |offset: usize| 1 + breaks.partition_point(|at| *at < offset);
-    let mut layer = FileLayer::default();
-    let (table, syntax_errors) = DeTable::parse_recoverable(text);
-    for error in syntax_errors {
-        // Only the message: the error's own text quotes the line, which may hold a password.
-        let problem = Problem::new(error.message().replace('\n', ", "), "correct the TOML");
-        let origin = error.span().map(|span| origin(line_of(span.start)));
-        layer.errors.push(ConfigError { key: "syntax".to_owned(), value: None, origin, problem });
-        layer.unreadable = true;
-    }
+    let lines = Lines::of(text);
+    let origin = |offset: usize| origin(lines.number(offset));
+    let (table, errors) = parse_table(text, origin);
+    let mut layer = FileLayer { unreadable: !errors.is_empty(), errors, ..FileLayer::default() };
     if !layer.unreadable {
-        let mut walk = Walk { layer: &mut layer, origin: &|offset| origin(line_of(offset)) };
+        let mut walk = Walk { layer: &mut layer, origin: &origin };
         walk.table("", table.get_ref());
     }
     layer
+}
+
+/// The lines of a text: found once, as a tenants' file may have hundreds of thousands of keys.
+pub(super) struct Lines {
+    ends: Vec<usize>,
+}
+
+impl Lines {
+    pub(super) fn of(text: &str) -> Self {
+        Self { ends: memchr::memchr_iter(b'\n', text.as_bytes()).collect() }
+    }
+
+    /// The line of the byte at `offset`, from 1.
+    pub(super) fn number(&self, offset: usize) -> usize {
+        1 + self.ends.partition_point(|end| *end < offset)
+    }
+}
+
+/// The TOML of `text`, and what is wrong with its syntax; `origin` names the place of a byte of it.
+pub(super) fn parse_table(text: &str, origin: impl Fn(usize) -> Origin) -> (Spanned<DeTable<'_>>, Vec<ConfigError>) {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let wrong = |error: &toml::de::Error| {
+        // Only the message: the error's own text quotes the line, which may hold a password or a key.
+        let problem = Problem::new(error.message().replace('\n', ", "), "correct the TOML");
+        let origin = error.span().map(|span| origin(span.start));
+        ConfigError { key: "syntax".to_owned(), value: None, origin, problem }
+    };
+    (table, errors.iter().map(wrong).collect())
 }
 
 struct Walk<'a> {

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{
     compound::strings,
     error::{ConfigError, ConfigErrors, Origin, Problem},
+    file::{Lines, parse_table},
     kinds::{Flag, Kind, RetentionText, Text, Tier, string},
     quota::{OwnKeys, TenantQuota},
     raw::Raw,
@@ -128,16 +129,7 @@ impl TenantDefaults {
     /// Everything that is wrong with it.
     pub fn parse(&self, text: &str, path: &Path) -> Result<Vec<Tenant>, ConfigErrors> {
         let source = Source::new(text, path);
-        let (table, syntax_errors) = DeTable::parse_recoverable(text);
-        let mut errors: Vec<ConfigError> = syntax_errors
-            .iter()
-            .map(|error| {
-                // Only the message: the error's own text quotes the line, which may hold a key.
-                let problem = Problem::new(error.message().replace('\n', ", "), "correct the TOML");
-                let origin = error.span().map(|span| source.origin(span.start));
-                ConfigError { key: "syntax".to_owned(), value: None, origin, problem }
-            })
-            .collect();
+        let (table, mut errors) = parse_table(text, |offset| source.origin(offset));
         let mut tenants = Vec::new();
         if errors.is_empty() {
             let mut seen = Seen::default();
@@ -154,20 +146,19 @@ impl TenantDefaults {
     }
 }
 
-/// The text, and where its lines begin: found once, as a file may have a hundred thousand tenants.
+/// The file, as far as errors name it.
 struct Source<'a> {
     path: &'a Path,
-    line_ends: Vec<usize>,
+    lines: Lines,
 }
 
 impl<'a> Source<'a> {
     fn new(text: &str, path: &'a Path) -> Self {
-        Self { path, line_ends: memchr::memchr_iter(b'\n', text.as_bytes()).collect() }
+        Self { path, lines: Lines::of(text) }
     }
 
     fn origin(&self, offset: usize) -> Origin {
-        let line = 1 + self.line_ends.partition_point(|end| *end < offset);
-        Origin::File { path: self.path.to_owned(), line }
+        Origin::File { path: self.path.to_owned(), line: self.lines.number(offset) }
     }
 }
 

@@ -11,16 +11,14 @@ use uuid::Uuid;
 
 use super::{
     SILENT,
-    tables::{Deletion, TableColumns, Whose, quote_text},
+    tables::{Deletion, TableColumns, Whose},
 };
 use crate::{
-    clickhouse::{Client, Template, quote_identifier},
+    clickhouse::{Client, REWRITE_TIMEOUT, Template, quote_identifier, quote_text},
     ids::TenantId,
     retention::copies_of,
 };
 
-/// Longest wait for a deletion: it rewrites the parts that hold rows of the tenant.
-const DELETION: Duration = Duration::from_hours(6);
 /// How often it is looked whether the sinks have confirmed.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often it is said what is waited for.
@@ -247,7 +245,7 @@ impl Run<'_> {
                 quote_identifier(table),
                 self.on_cluster
             );
-            let deleted = self.client.execute_within(&sql, DELETION).await;
+            let deleted = self.client.execute_within(&sql, REWRITE_TIMEOUT).await;
             deleted.with_context(|| format!("deleting from {table}; start the command again"))?;
             removed.rows += rows;
         }

@@ -1,5 +1,7 @@
 //! Which tables hold rows of a tenant or of a person, and how to find them there. No I/O.
 
+use crate::clickhouse::quote_text;
+
 /// Tables that say what was erased and who knows of it: they stay.
 const OURS: [&str; 3] = ["erasures", "sink_reports", "schema_migrations"];
 
@@ -96,11 +98,6 @@ impl Whose {
         let ids: Vec<String> = self.anonymous_ids.iter().map(|id| quote_text(id)).collect();
         if ids.is_empty() { "''".to_owned() } else { ids.join(", ") }
     }
-}
-
-/// `text` as a literal of a query.
-pub(super) fn quote_text(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 #[cfg(test)]

@@ -15,8 +15,6 @@
 //!   later, out of the log or the broker. It keeps its old expiry until the next run.
 //! - From 4 until the end of 5 queries miss the tenant's copied rows.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -24,7 +22,7 @@ use uuid::Uuid;
 
 use super::Done;
 use crate::{
-    clickhouse::{Client, quote_identifier},
+    clickhouse::{Client, REWRITE_TIMEOUT, quote_identifier, quote_text},
     event::Retention,
     row::EXPIRES_NEVER,
 };
@@ -34,9 +32,6 @@ const VERSION: &str = "released";
 
 /// Exit code of a process that was told to end in between.
 const EXIT_STOPPED: u8 = 3;
-
-/// Limit of a statement that copies, deletes or counts a tenant's rows.
-const LONG: Duration = Duration::from_hours(6);
 
 /// What begins the names of copies.
 const COPY: &str = "retention_";
@@ -101,14 +96,9 @@ async fn tables(client: &Client) -> Result<Vec<Found>> {
          WHERE t.database = {database} AND t.engine LIKE '%MergeTree' AND position(t.partition_key, 'expires_at') > 0 \
              AND NOT startsWith(t.name, '{COPY}') \
          GROUP BY t.name HAVING hasAll(groupArray(c.name), ['tenant_id', 'received_at', 'expires_at']) ORDER BY t.name",
-        database = text(client.database()),
+        database = quote_text(client.database()),
     );
     client.fetch(&sql).await.context("looking for the tables")
-}
-
-/// A text as ClickHouse reads it.
-fn text(value: &str) -> String {
-    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 struct Table<'a> {
@@ -144,8 +134,8 @@ impl Table<'_> {
     async fn unfinished(&self) -> Result<Option<Record>> {
         let sql = format!(
             "SELECT comment FROM system.tables WHERE database = {} AND name = {}",
-            text(self.client.database()),
-            text(&self.ready_name())
+            quote_text(self.client.database()),
+            quote_text(&self.ready_name())
         );
         let comments = self.client.fetch::<String>(&sql).await?;
         let record = |comment: &String| serde_json::from_str(comment).context("reading the comment of a copy");
@@ -163,7 +153,7 @@ impl Table<'_> {
             table = self.table(),
             meant = self.meant(&record),
         );
-        let counted = self.client.fetch_within::<Counted>(&sql, LONG).await?;
+        let counted = self.client.fetch_within::<Counted>(&sql, REWRITE_TIMEOUT).await?;
         let Some(Counted { rewritten, dropped, last }) = counted.into_iter().next() else {
             bail!("no answer to a count")
         };
@@ -187,9 +177,10 @@ impl Table<'_> {
         .await?;
         self.step(2);
         // What was stored since it was counted is in the copy too.
-        let rewritten = self.client.fetch_within::<u64>(&format!("SELECT count() FROM {copy}"), LONG).await?;
+        let rewritten =
+            self.client.fetch_within::<u64>(&format!("SELECT count() FROM {copy}"), REWRITE_TIMEOUT).await?;
         let record = Record { rewritten: rewritten.first().copied().unwrap_or(record.rewritten), ..record };
-        let comment = text(&serde_json::to_string(&record)?);
+        let comment = quote_text(&serde_json::to_string(&record)?);
         self.execute(&format!("ALTER TABLE {copy} MODIFY COMMENT {comment}")).await?;
         self.execute(&format!("RENAME TABLE {copy} TO {}", self.ready())).await?;
         self.step(3);
@@ -213,15 +204,15 @@ impl Table<'_> {
         self.step(4);
         let partitions = format!(
             "SELECT DISTINCT partition_id FROM system.parts WHERE database = {} AND table = {} AND active ORDER BY 1",
-            text(self.client.database()),
-            text(&self.ready_name())
+            quote_text(self.client.database()),
+            quote_text(&self.ready_name())
         );
         for partition in self.client.fetch::<String>(&partitions).await? {
-            self.execute(&format!("ALTER TABLE {ready} MOVE PARTITION ID {} TO TABLE {table}", text(&partition)))
+            self.execute(&format!("ALTER TABLE {ready} MOVE PARTITION ID {} TO TABLE {table}", quote_text(&partition)))
                 .await?;
             self.step(5);
         }
-        let left = self.client.fetch_within::<u64>(&format!("SELECT count() FROM {ready}"), LONG).await?;
+        let left = self.client.fetch_within::<u64>(&format!("SELECT count() FROM {ready}"), REWRITE_TIMEOUT).await?;
         if left.first() != Some(&0) {
             bail!("rows are left in {ready}; the next run goes on with them");
         }
@@ -277,7 +268,7 @@ impl Table<'_> {
 
     async fn execute(&self, sql: &str) -> Result<()> {
         let first_words: Vec<_> = sql.split_whitespace().take(3).collect();
-        self.client.execute_within(sql, LONG).await.with_context(|| first_words.join(" "))
+        self.client.execute_within(sql, REWRITE_TIMEOUT).await.with_context(|| first_words.join(" "))
     }
 
     /// Where a test of crashes ends the process: nothing is tidied up.

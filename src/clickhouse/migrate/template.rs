@@ -1,6 +1,6 @@
 //! Filling in what differs between one node, a cluster and the embedded engine.
 
-use crate::clickhouse::quote_identifier;
+use crate::clickhouse::{quote_identifier, quote_text};
 
 /// Blocks that a table remembers so as to drop a repeated insert. A range makes one block per partition of the table
 /// that it touches (at most 20), so 10,000 entries span at least 500 inserts: far more than can be in flight.
@@ -30,8 +30,8 @@ pub struct Template {
 impl Template {
     /// The text of a migration with its variables filled in.
     pub fn render(&self, text: &str) -> String {
-        let cluster = self.cluster.as_ref().map(|name| name.replace('\\', "\\\\").replace('\'', "\\'"));
-        let on_cluster = cluster.map_or_else(String::new, |name| format!("ON CLUSTER '{name}'"));
+        let on_cluster = |name: &String| format!("ON CLUSTER {}", quote_text(name));
+        let on_cluster = self.cluster.as_ref().map_or_else(String::new, on_cluster);
         let (replicated, window) = match self.cluster {
             Some(_) => ("Replicated", REPLICATED),
             None => ("", SINGLE_NODE),

@@ -1,8 +1,9 @@
 //! `plugins list` as a table.
 
-use std::fmt::Write as _;
-
-use crate::plugins::registry::{Listed, Standing};
+use crate::{
+    plugins::registry::{Listed, Standing},
+    table::aligned,
+};
 
 const HEAD: [&str; 7] = ["NAME", "VERSION", "FILE", "SHA256", "TYPES", "STATE", "REASON"];
 
@@ -11,28 +12,8 @@ const SUM: usize = 12;
 
 /// A line for each file, aligned; or that there is none.
 pub(super) fn table(listed: &[Listed]) -> String {
-    if listed.is_empty() {
-        return "no plugins\n".to_owned();
-    }
-    let rows: Vec<[String; 7]> = listed.iter().map(row).collect();
-    let mut widths = HEAD.map(str::len);
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    let head = HEAD.map(str::to_owned);
-    for row in std::iter::once(&head).chain(&rows) {
-        let mut line = String::new();
-        for (width, cell) in widths.iter().zip(row) {
-            // Writing to a String cannot fail.
-            write!(line, "{cell:<width$}  ").unwrap_or(());
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    let rows: Vec<_> = listed.iter().map(row).collect();
+    aligned(HEAD, &rows, "no plugins\n")
 }
 
 fn row(listed: &Listed) -> [String; 7] {

@@ -10,7 +10,7 @@ use super::{
     page::{Page, Place},
 };
 use crate::{
-    clickhouse::{Client, QueryError, quote_identifier},
+    clickhouse::{Client, QueryError, quote_identifier, quote_text},
     erasure::Erasures,
     row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, Table},
     sink::{insert_settings, insert_statement, rest, source::Block},
@@ -210,11 +210,6 @@ fn page_rows(costs: &[Cost]) -> usize {
         first || (bytes <= PAGE_BYTES && expiries.len() <= PAGE_EXPIRIES)
     };
     costs.iter().take_while(fits).count()
-}
-
-/// `text` as a literal of a query.
-fn quote_text(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(QueryError) -> ReprocessError {

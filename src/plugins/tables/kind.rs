@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+pub(super) use crate::clickhouse::quote_text as quote;
+
 /// A type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -124,11 +126,6 @@ impl fmt::Display for Kind {
             Self::Map(key, value) => write!(f, "Map({key}, {value})"),
         }
     }
-}
-
-/// Text as a literal of ClickHouse.
-pub(super) fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 struct Input<'a> {

@@ -1,12 +1,11 @@
 //! Tenants and keys as tables for people, and as JSON for programs.
 
-use std::fmt::Write as _;
-
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
     config::Tenant,
+    table::aligned,
     tenants::key::{Key, Origin, Scope},
 };
 
@@ -84,27 +83,4 @@ fn or_dash(text: &str) -> String {
 
 fn json_text(values: &[Value]) -> Result<String, serde_json::Error> {
     serde_json::to_string_pretty(values).map(|text| text + "\n")
-}
-
-fn aligned<const N: usize>(head: [&str; N], rows: &[[String; N]], none: &str) -> String {
-    if rows.is_empty() {
-        return none.to_owned();
-    }
-    let mut widths = head.map(str::len);
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in std::iter::once(&head.map(str::to_owned)).chain(rows) {
-        let mut line = String::new();
-        for (width, cell) in widths.iter().zip(row) {
-            // Writing to a String cannot fail.
-            write!(line, "{cell:<width$}  ").unwrap_or(());
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }

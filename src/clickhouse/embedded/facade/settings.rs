@@ -4,6 +4,7 @@ use super::{
     super::engine::{Connection, QueryError},
     params::Parameters,
 };
+use crate::clickhouse::{quote_identifier, quote_text};
 
 /// The mode of GET requests: nothing is changed, settings may be given.
 const READ_ONLY: &str = "2";
@@ -18,7 +19,7 @@ pub(super) fn apply(connection: &mut Connection, parameters: &Parameters, read_o
         .iter()
         // A GET may ask for a stricter mode than its own, not for a looser one.
         .filter(|(name, value)| !(read_only && name == "readonly" && value != "1"))
-        .map(|(name, value)| format!("{name} = {}", quote(value)))
+        .map(|(name, value)| format!("{name} = {}", quote_text(value)))
         .collect();
     if read_only && !parameters.settings.iter().any(|(name, value)| name == "readonly" && value == "1") {
         assignments.push(format!("readonly = {READ_ONLY}"));
@@ -42,13 +43,13 @@ impl Restore {
             restore.database = Some(database);
         }
         if !parameters.settings.is_empty() {
-            let names: Vec<String> = parameters.settings.iter().map(|(name, _)| quote(name)).collect();
+            let names: Vec<String> = parameters.settings.iter().map(|(name, _)| quote_text(name)).collect();
             let sql =
                 format!("SELECT name, value, changed::Bool FROM system.settings WHERE name IN ({})", names.join(", "));
             let answer = connection.query(sql.as_bytes(), "JSONCompactEachRow", &[])?;
             for line in answer.body.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
                 let (name, value, changed): (String, String, bool) = parse(line)?;
-                let value = if changed { quote(&value) } else { "DEFAULT".to_owned() };
+                let value = if changed { quote_text(&value) } else { "DEFAULT".to_owned() };
                 restore.assignments.push(format!("{name} = {value}"));
             }
         }
@@ -73,12 +74,7 @@ fn set(connection: &mut Connection, assignments: &[String]) -> Result<(), QueryE
 }
 
 fn use_database(connection: &mut Connection, database: &str) -> Result<(), QueryError> {
-    let name = database.replace('\\', "\\\\").replace('`', "\\`");
-    connection.query(format!("USE `{name}`").as_bytes(), "Null", &[]).map(drop)
-}
-
-fn quote(value: &str) -> String {
-    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+    connection.query(format!("USE {}", quote_identifier(database)).as_bytes(), "Null", &[]).map(drop)
 }
 
 fn parse<'a, T: serde::Deserialize<'a>>(line: &'a [u8]) -> Result<T, QueryError> {

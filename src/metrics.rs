@@ -216,6 +216,10 @@ catalogue! {
     wal_commit: Histogram [Unit::Seconds] = latency_histogram();
     /// Appends refused because the disk quota or the free-space reserve was reached.
     wal_refused: Counter = Counter::default();
+    /// Ids of events that are remembered, so that a resend is recognised.
+    dedup_ids: Gauge = Gauge::default();
+    /// How far back a resend is recognised: dedup.window, or less when dedup.max_ids bites.
+    dedup_window: FloatGauge [Unit::Seconds] = Gauge::default();
     /// Records found damaged and set aside.
     wal_damaged_records: Counter = Counter::default();
 

@@ -57,6 +57,10 @@ pub enum ApiError {
     Full(Full),
     /// The log does not take the events.
     Wal(AppendError),
+    /// The request's idempotency key is none.
+    IdempotencyKey,
+    /// The request's idempotency key was used for another request.
+    IdempotencyKeyReused,
     /// A plugin that must see the events cannot be called, and asks for them to be sent again.
     Plugin(Unavailable),
     /// No such route.
@@ -179,6 +183,10 @@ impl ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "wal_poisoned", Some(RETRY_LATER))
             }
             Self::Wal(AppendError::Closed) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", Some(RETRY_SOON)),
+            // Answered as the first request was, before it comes to this.
+            Self::Wal(AppendError::Answered(_)) => (StatusCode::CONFLICT, "answered_before", None),
+            Self::IdempotencyKey => (StatusCode::BAD_REQUEST, "idempotency_key_invalid", None),
+            Self::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", None),
             Self::Plugin(_) => (StatusCode::SERVICE_UNAVAILABLE, "plugin_unavailable", Some(RETRY_LATER)),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
@@ -244,6 +252,13 @@ impl ApiError {
                 "too many requests from this address had no valid key; one with a valid key is taken".to_owned()
             }
             Self::Wal(error) => format!("{error}; nothing was stored"),
+            Self::IdempotencyKey => {
+                "Idempotency-Key must be sent once, with 1 to 255 visible ASCII characters; nothing was stored"
+                    .to_owned()
+            }
+            Self::IdempotencyKeyReused => "another request was taken under this Idempotency-Key within the last 10 \
+                 minutes: every request needs a key of its own; nothing of this one was stored"
+                .to_owned(),
             Self::Plugin(error) => format!("{error}; nothing was stored"),
             Self::NotFound => "no such resource; events go to POST /ingest".to_owned(),
             Self::MethodNotAllowed => "this resource does not take that method; see the Allow header".to_owned(),

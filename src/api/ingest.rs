@@ -23,6 +23,7 @@ use super::{
     body,
     encoding::Encoding,
     error::{ApiError, RejectedEvent},
+    idempotency::{self, Once},
     rate_limits::{self, Policy},
     sort::{Request, sort},
 };
@@ -30,7 +31,7 @@ use crate::{
     metrics::ReasonLabels,
     month::Month,
     tenants::{Caller, MonthIsOver, Tenant, key::Scope},
-    wal::{Append, Durability},
+    wal::{Append, AppendError, Durability},
 };
 
 #[derive(Serialize)]
@@ -43,6 +44,9 @@ struct Answer<'a> {
     /// Shown only where a 2xx means less than "on disk".
     #[serde(skip_serializing_if = "Option::is_none")]
     durability: Option<&'static str>,
+    /// Of the accepted ones: stored before, by an event of the same id.
+    #[serde(skip_serializing_if = "is_zero")]
+    duplicates: usize,
     /// Of the accepted ones: not wanted by a plugin, and so not stored.
     #[serde(skip_serializing_if = "is_zero")]
     events_dropped: usize,
@@ -51,6 +55,15 @@ struct Answer<'a> {
     events_parked: usize,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [RejectedEvent],
+}
+
+impl Answer<'_> {
+    fn json(&self) -> Result<Vec<u8>, ApiError> {
+        serde_json::to_vec(self).map_err(|error| {
+            tracing::error!(%error, "writing an answer failed");
+            ApiError::Internal
+        })
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
@@ -123,6 +136,7 @@ async fn take(
 ) -> Result<Response, ApiError> {
     let inner = &api.inner;
     let quotas = &tenant.quotas;
+    let key = idempotency::key(headers)?;
     // Before the body is read: what cannot be stored need not be sent.
     inner.wal.accepting().map_err(ApiError::Wal)?;
     inner.reserve(tenant, None, Timestamp::now().as_millisecond())?;
@@ -138,6 +152,11 @@ async fn take(
     inner.metrics.request_body.inc_by(received.len() as u64);
     if announced.is_none() {
         quotas.take_bytes(received.len() as u64).map_err(over)?;
+    }
+
+    let once = key.map(|key| Once::new(&inner.wal, tenant.id, key, headers, &received));
+    if let Some(answered) = once.as_ref().and_then(|once| once.answered(&inner.wal)) {
+        return answered;
     }
 
     let encoding = Encoding::of(headers.get(header::CONTENT_ENCODING).map(header::HeaderValue::as_bytes), &received)
@@ -157,43 +176,62 @@ async fn take(
     if accepted == 0 {
         return Err(ApiError::AllRejected { errors: sorted.rejected });
     }
-    // Of a request whose events were all dropped there is nothing to keep.
-    if !sorted.chunks.is_empty() {
-        let (events, counted) = ((sorted.stored + sorted.parked) as u64, quotas.month().is_some());
-        inner.reserve(tenant, Some(events), received_at_ms)?;
-        let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted };
-        // When the time is over before the log has answered, the events stay reserved: they may be in it.
-        if let Err(error) = inner.wal.append(append).await {
-            if let Some(allowance) = quotas.month() {
-                allowance.release(Month::of(received_at_ms), events);
-            }
-            return Err(ApiError::Wal(error));
-        }
-    }
-    drop(held);
-
-    inner.accepted.inc_by(sorted.stored as u64);
-    inner.count("parked", sorted.parked);
-    inner.count("dropped", sorted.dropped);
-    let elapsed = started.elapsed();
-    inner.metrics.ack.observe(elapsed.as_secs_f64());
-    let answer = Answer {
+    let mut answer = Answer {
         status: if sorted.rejected.is_empty() { "success" } else { "partial" },
         batch_id: Uuid::now_v7(),
         events_accepted: accepted,
         events_rejected: sorted.rejected.len(),
-        ingest_latency_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        ingest_latency_ms: milliseconds(started.elapsed()),
         durability: match inner.wal.durability() {
             Durability::Fsync => None,
             Durability::Os => Some(Durability::Os.as_str()),
         },
+        duplicates: 0,
         events_dropped: sorted.dropped,
         events_parked: sorted.parked,
         errors: &sorted.rejected,
     };
-    let json = serde_json::to_vec(&answer).map_err(|error| {
-        tracing::error!(%error, "writing an answer failed");
-        ApiError::Internal
-    })?;
-    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], json).into_response())
+    // Of a request whose events were all dropped there is nothing to keep but, if it may be repeated, its answer.
+    if !sorted.chunks.is_empty() || once.is_some() {
+        let (events, counted) = ((sorted.stored + sorted.parked) as u64, quotas.month().is_some());
+        inner.reserve(tenant, Some(events), received_at_ms)?;
+        let release = |events| {
+            if let Some(allowance) = quotas.month() {
+                allowance.release(Month::of(received_at_ms), events);
+            }
+        };
+        let kept = once.as_ref().map(|once| answer.json().map(|json| once.keep(json))).transpose()?;
+        let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted, answer: kept };
+        // When the time is over before the log has answered, the events stay reserved: they may be in it.
+        match (inner.wal.append(append).await, &once) {
+            (Ok(appended), _) => {
+                release(appended.duplicates);
+                answer.duplicates = usize::try_from(appended.duplicates).unwrap_or(usize::MAX);
+            }
+            (Err(error), once) => {
+                release(events);
+                return match (error, once) {
+                    // A copy of this request came first, and was on its way when this one was looked at.
+                    (AppendError::Answered(answered), Some(once)) => once.again(&answered),
+                    (error, _) => Err(ApiError::Wal(error)),
+                };
+            }
+        }
+    }
+    drop(held);
+
+    // Which of them were repeated is not looked up; together they are those that are new.
+    let repeated = answer.duplicates.min(sorted.stored);
+    inner.accepted.inc_by((sorted.stored - repeated) as u64);
+    inner.count("parked", sorted.parked + repeated - answer.duplicates);
+    inner.count("duplicate", answer.duplicates);
+    inner.count("dropped", sorted.dropped);
+    let elapsed = started.elapsed();
+    inner.metrics.ack.observe(elapsed.as_secs_f64());
+    answer.ingest_latency_ms = milliseconds(elapsed);
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], answer.json()?).into_response())
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

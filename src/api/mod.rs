@@ -21,6 +21,7 @@ mod budget;
 mod encoding;
 mod error;
 mod health;
+mod idempotency;
 mod ingest;
 mod rate_limits;
 mod server;

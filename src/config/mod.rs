@@ -59,8 +59,8 @@ pub use kinds::{
 };
 pub use quota::TenantQuota;
 pub use schema::{
-    Auth, ClickHouse, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults, Server,
-    Shutdown, Sink, Wal,
+    Auth, ClickHouse, Dedup, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults,
+    Server, Shutdown, Sink, Wal,
 };
 pub use tenants::{Tenant, TenantDefaults, TenantsFile};
 pub use units::{ByteSize, Retention, Span};
@@ -100,6 +100,8 @@ pub struct Config {
     pub plugins: Plugins,
     /// `[wal]`
     pub wal: Wal,
+    /// `[dedup]`
+    pub dedup: Dedup,
     /// `[redpanda]`
     pub redpanda: Redpanda,
     /// `[clickhouse]`
@@ -165,6 +167,7 @@ impl Config {
         let retention = RetentionDefaults::read(reader);
         let plugins = Plugins::read(reader);
         let wal = Wal::read(reader);
+        let dedup = Dedup::read(reader);
         let redpanda = Redpanda::read(reader);
         let clickhouse = ClickHouse::read(reader);
         let sink = Sink::read(reader);
@@ -180,6 +183,7 @@ impl Config {
             retention: retention?,
             plugins: plugins?,
             wal: wal?,
+            dedup: dedup?,
             redpanda: redpanda?,
             clickhouse: clickhouse?,
             sink: sink?,

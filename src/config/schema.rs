@@ -226,6 +226,14 @@ schema! {
         codec: WalCodec = WalCodec;
     }
 
+    /// `[dedup]`
+    Dedup at "dedup." {
+        /// How long an event's id is remembered.
+        window: Duration = Interval<0>;
+        /// How many ids are.
+        max_ids: usize = Whole<usize, 0, 1_000_000_000>;
+    }
+
     /// `[redpanda]`
     Redpanda at "redpanda." {
         /// Brokers as `host:port`; empty: no broker.

@@ -24,12 +24,15 @@ mod columns;
 mod json;
 mod parked;
 
+use binary::ColumnValue as _;
 pub use binary::{BinaryError, Json, Text};
 pub use columns::{
     EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Position,
 };
 pub use json::{JsonError, read_json, write_json};
 pub use parked::{read_parked_json, write_parked_json};
+
+use crate::ids::{EventId, TenantId};
 
 /// Number of the layout of events that this version writes; the first byte of a row in the log.
 pub const LAYOUT: u8 = 1;
@@ -121,6 +124,15 @@ fn columns(encoded: &[u8]) -> Result<(u8, &[u8]), BinaryError> {
         Some((&layout, _)) => Err(BinaryError::UnknownLayout { layout }),
         None => Err(BinaryError::Truncated { column: "layout" }),
     }
+}
+
+/// The event id of an encoded row, without decoding the rest; the nil id of bytes that are no row.
+pub fn event_id(encoded: &[u8]) -> EventId {
+    let id = columns(encoded).ok().and_then(|(_, mut columns)| {
+        TenantId::read_binary(&mut columns, "tenant_id").ok()?;
+        EventId::read_binary(&mut columns, "event_id").ok()
+    });
+    id.unwrap_or(EventId(uuid::Uuid::nil()))
 }
 
 /// The expiry of an encoded row, in Unix seconds ([`EXPIRES_NEVER`] for none), without decoding the rest.

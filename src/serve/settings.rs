@@ -41,6 +41,8 @@ pub(super) fn wal(config: &Config) -> wal::Settings {
             config::Durability::Fsync => wal::Durability::Fsync,
             config::Durability::Os => wal::Durability::Os,
         },
+        dedup_span: config.dedup.window,
+        dedup_ids: config.dedup.max_ids,
     }
 }
 

@@ -29,6 +29,7 @@ impl Writer {
         self.shared.reminded.store(false, Relaxed);
         self.since_care = 0;
         self.seal_rest();
+        self.evict();
         if self.shared.done.load(Relaxed) > self.marks.done {
             self.forget_done();
         }
@@ -75,6 +76,37 @@ impl Writer {
         }
         for generation in gone {
             self.housekeeper.run(move || delete(&generation));
+        }
+    }
+
+    /// Has the ids of the generation `ordinal`, which ends, written to a file, before its records can go.
+    pub(super) fn save_window(&self, ordinal: u64) {
+        let Some(save) = self.shared.window.lock().save(ordinal) else { return };
+        let metrics = Arc::clone(&self.shared.metrics);
+        self.housekeeper.run(move || {
+            if let Err(error) = save.run() {
+                metrics.error("wal");
+                tracing::error!(
+                    %error,
+                    "the dedup window is not saved: after a crash, resends of some events may be stored a second time"
+                );
+            }
+        });
+    }
+
+    /// Lets ids go that are too old or too many, and the files that only they needed.
+    fn evict(&self) {
+        let mut window = self.shared.window.lock();
+        window.evict();
+        let files = window.garbage();
+        self.shared.metrics.dedup_ids.set(i64::try_from(window.len()).unwrap_or(i64::MAX));
+        self.shared.metrics.dedup_window.set(window.spans().as_secs_f64());
+        drop(window);
+        for file in files {
+            self.housekeeper.run(move || {
+                // There is none of a generation that never became full. What stays is removed at the next open.
+                std::fs::remove_file(file).ok();
+            });
         }
     }
 

@@ -65,6 +65,9 @@ pub enum AppendError {
     /// The file system ran full during the commit.
     #[error("no space left for the write-ahead log")]
     NoSpace(#[source] Arc<io::Error>),
+    /// A request with the same idempotency key was answered, and is in the log: this one is to be answered the same.
+    #[error("a request with this idempotency key was answered before")]
+    Answered(Arc<super::Answered>),
     /// A write or fsync failed, or the storage engine broke: nothing more is accepted until the process restarts.
     #[error("the write-ahead log is poisoned: {reason}")]
     Poisoned {

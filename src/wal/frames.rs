@@ -28,6 +28,7 @@ pub(super) struct Frames {
     pub records: Vec<Arc<Record>>,
     pub payload_bytes: u64,
     pub events: u64,
+    answers: usize,
 }
 
 impl Frames {
@@ -44,6 +45,7 @@ impl Frames {
             records: Vec::new(),
             payload_bytes: 0,
             events: 0,
+            answers: 0,
         }
     }
 
@@ -71,7 +73,18 @@ impl Frames {
             self.payload_bytes += chunk.compressed.len() as u64;
             self.events += u64::from(chunk.event_count);
         }
-        Appended { wal_id: self.wal_id, first, last: WalSeq(self.next - 1) }
+        Appended { wal_id: self.wal_id, first, last: WalSeq(self.next - 1), duplicates: 0 }
+    }
+
+    /// Adds an answer to be kept beside the records.
+    pub(super) fn add_answer(&mut self, key: &[u8], value: Vec<u8>) {
+        self.batch.insert(key, value);
+        self.answers += 1;
+    }
+
+    /// Whether there is nothing to be written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.answers == 0
     }
 
     /// Ends the last frame.

@@ -25,6 +25,7 @@ use super::{
     record::{Damage, Record, split_frame},
     seqset::SeqSet,
     state::{sync_folder, write_atomically},
+    window::ANSWER_KEY,
 };
 
 const SEAL: &str = "SEAL";
@@ -279,6 +280,16 @@ fn key_of(key: &IVec) -> u64 {
     key.as_ref().try_into().map_or(0, u64::from_be_bytes)
 }
 
+/// Gives every answer in a database to `each`.
+pub(super) fn answers(db: &sled::Db, mut each: impl FnMut(&[u8])) -> Result<(), StoreError> {
+    guarded(|| {
+        for entry in db.range([ANSWER_KEY]..) {
+            each(&entry.map_err(StoreError::Sled)?.1);
+        }
+        Ok(())
+    })
+}
+
 /// The first and the last record of a database.
 pub(super) struct Ends {
     pub first: Arc<Record>,
@@ -291,8 +302,11 @@ pub(super) fn ends(db: &sled::Db) -> Result<Option<Ends>, StoreError> {
         let records = |entry: Option<(IVec, IVec)>| {
             entry.map(|(_, frame)| split_frame(&frame).into_iter().flatten().collect::<Vec<_>>()).unwrap_or_default()
         };
-        let first = records(db.first().map_err(StoreError::Sled)?);
-        let last = records(db.last().map_err(StoreError::Sled)?);
+        let first = db.range(..[ANSWER_KEY]).next().transpose();
+        let first = records(first.map_err(StoreError::Sled)?);
+        // Answers to requests stand behind the records.
+        let last = db.range(..[ANSWER_KEY]).next_back().transpose();
+        let last = records(last.map_err(StoreError::Sled)?);
         let both = first.first().cloned().zip(last.last().cloned());
         Ok(both.map(|(first, last)| Ends { first, last }))
     })

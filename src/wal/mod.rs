@@ -13,6 +13,7 @@
 //! wal/meta                  marks: committed, done, reserved sequences (two slots, written in turn)
 //! wal/state/<name>          small values of the log's consumer
 //! wal/state/months          events by tenant and month, of tenants that have an allowance (see `tally`)
+//! wal/window/<ordinal>      ids of events of a generation, for as long as resends are recognised (see `window`)
 //! wal/log/<ordinal>/        a generation: one sled database, at most some 128 MiB
 //!     key    u64 big-endian, sequence of the frame's first record
 //!     value  a frame: one or more records, each with its own header and checksum (see `record`)
@@ -65,13 +66,14 @@ mod tally;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod window;
 mod writer;
 
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -90,6 +92,7 @@ pub use self::{
     packer::{Chunk, Codec, Packer},
     reader::Reader,
     record::{DamagedRecord, Record, rows},
+    window::{Answer, AnswerKey, Answered},
 };
 use crate::{
     health::Component,
@@ -136,6 +139,10 @@ pub struct Settings {
     pub cache_bytes: u64,
     /// When an append counts as durable.
     pub durability: Durability,
+    /// How long an event's id is remembered, so that a resend is recognised; zero: not at all.
+    pub dedup_span: Duration,
+    /// How many ids are remembered at most, 40 bytes of memory each; zero: none.
+    pub dedup_ids: usize,
 }
 
 impl Settings {
@@ -149,6 +156,8 @@ impl Settings {
             segment_bytes: 8 << 20,
             cache_bytes: 64 << 20,
             durability: Durability::Fsync,
+            dedup_span: Duration::from_mins(15),
+            dedup_ids: 5_000_000,
         }
     }
 
@@ -201,6 +210,8 @@ pub struct Append {
     pub chunks: Vec<Chunk>,
     /// Whether its events add to the tenant's count of the month ([`Wal::counted`]).
     pub counted: bool,
+    /// To be kept, as durably as the events, for a repeat of the request.
+    pub answer: Option<Answer>,
 }
 
 /// Where an append is.
@@ -212,6 +223,8 @@ pub struct Appended {
     pub first: WalSeq,
     /// Its last record.
     pub last: WalSeq,
+    /// Events of it that are not in it, because their tenant's events of the same ids were committed before.
+    pub duplicates: u64,
 }
 
 /// The log in numbers. Records and events are those of generations not deleted yet: what was truncated leaves with its
@@ -370,6 +383,16 @@ impl Wal {
     /// Survives whatever the records survive (see `tally`).
     pub fn counted(&self, tenant: TenantId, month: Month) -> u64 {
         self.shared.tally.lock().count(tenant, month)
+    }
+
+    /// The name under which the answer to a request of `tenant` with the idempotency key `text` is kept.
+    pub fn answer_key(&self, tenant: TenantId, text: &[u8]) -> AnswerKey {
+        self.shared.window.lock().answer_key(tenant, text)
+    }
+
+    /// What was answered under `key` within the last ten minutes, across restarts.
+    pub fn answered(&self, key: AnswerKey) -> Option<Arc<Answered>> {
+        self.shared.window.lock().answered(key)
     }
 
     /// The log in numbers.

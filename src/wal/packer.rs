@@ -1,6 +1,7 @@
 //! Rows into chunks: the compressed payloads that become records.
 
 use super::record::DamagedRecord;
+use crate::{ids::EventId, row};
 
 /// Rows are gathered up to this many raw bytes before they are compressed. Events compress five- to tenfold, so a
 /// record comes out at 15 to 25 KiB: small records keep the memory of the storage engine low in an outage (2 GB in
@@ -37,6 +38,15 @@ impl Codec {
             other => Err(DamagedRecord::Codec(other)),
         }
     }
+
+    /// Fills `target`, which is as long as the payload decompressed.
+    pub(super) fn decompress(self, payload: &[u8], target: &mut [u8]) -> Result<(), DamagedRecord> {
+        let written = match self {
+            Self::Lz4 => lz4_flex::block::decompress_into(payload, target).ok(),
+            Self::Zstd => zstd::bulk::decompress_to_buffer(payload, target).ok(),
+        };
+        if written == Some(target.len()) { Ok(()) } else { Err(DamagedRecord::Decompress) }
+    }
 }
 
 /// One record's payload.
@@ -50,6 +60,17 @@ pub struct Chunk {
     pub raw_len: u32,
     /// How it is compressed; not always what the packer was asked for.
     pub codec: Codec,
+    /// The rows' event ids, in order; the nil id for what is no row of an event.
+    pub ids: Vec<EventId>,
+}
+
+impl Chunk {
+    /// The rows; read them with [`super::rows`].
+    pub(super) fn decompress(&self) -> Result<Vec<u8>, DamagedRecord> {
+        let mut raw = vec![0; usize::try_from(self.raw_len).map_err(|_| DamagedRecord::Length)?];
+        self.codec.decompress(&self.compressed, &mut raw)?;
+        Ok(raw)
+    }
 }
 
 /// Packs rows into chunks, in order. Compression runs in `push` and `finish`, on the caller's thread.
@@ -58,13 +79,14 @@ pub struct Packer {
     raw: Vec<u8>,
     /// Where each row of `raw` ends.
     ends: Vec<usize>,
+    ids: Vec<EventId>,
     done: Vec<Chunk>,
 }
 
 impl Packer {
     /// An empty packer.
     pub fn new(codec: Codec) -> Self {
-        Self { codec, raw: Vec::new(), ends: Vec::new(), done: Vec::new() }
+        Self { codec, raw: Vec::new(), ends: Vec::new(), ids: Vec::new(), done: Vec::new() }
     }
 
     /// Adds a row. Rows of up to 100,000 bytes are what the log is made for; longer ones work, but make the storage
@@ -77,6 +99,7 @@ impl Packer {
         self.raw.extend_from_slice(&u32::try_from(row.len()).unwrap_or(u32::MAX).to_le_bytes());
         self.raw.extend_from_slice(row);
         self.ends.push(self.raw.len());
+        self.ids.push(row::event_id(row));
     }
 
     /// The chunks of all rows, in order; none when no row was pushed.
@@ -86,31 +109,33 @@ impl Packer {
     }
 
     fn seal(&mut self) {
-        compress(self.codec, &self.raw, 0, &self.ends, &mut self.done);
+        compress(self.codec, &self.raw, 0, &self.ends, &self.ids, &mut self.done);
         self.raw.clear();
         self.ends.clear();
+        self.ids.clear();
     }
 }
 
 /// Compresses the rows that end at `ends` (the first begins at `start`), in halves when they come out too large.
-fn compress(codec: Codec, raw: &[u8], start: usize, ends: &[usize], out: &mut Vec<Chunk>) {
+fn compress(codec: Codec, raw: &[u8], start: usize, ends: &[usize], ids: &[EventId], out: &mut Vec<Chunk>) {
     let Some(&end) = ends.last() else { return };
     let bytes = raw.get(start..end).unwrap_or_default();
-    let chunk = compress_one(codec, bytes, ends.len());
+    let chunk = compress_one(codec, bytes, ids);
     if chunk.compressed.len() <= MAX_PAYLOAD {
         out.push(chunk);
     } else if ends.len() > 1 {
-        let (left, right) = ends.split_at(ends.len() / 2);
-        compress(codec, raw, start, left, out);
-        compress(codec, raw, left.last().copied().unwrap_or(start), right, out);
+        let half = ends.len() / 2;
+        let ((left, right), (left_ids, right_ids)) = (ends.split_at(half), ids.split_at(half));
+        compress(codec, raw, start, left, left_ids, out);
+        compress(codec, raw, left.last().copied().unwrap_or(start), right, right_ids, out);
     } else {
         // One large row: the stronger codec may do, and if not, it is not much more than the row.
-        let stronger = compress_one(Codec::Zstd, bytes, 1);
+        let stronger = compress_one(Codec::Zstd, bytes, ids);
         out.push(if stronger.compressed.len() < chunk.compressed.len() { stronger } else { chunk });
     }
 }
 
-fn compress_one(codec: Codec, raw: &[u8], rows: usize) -> Chunk {
+fn compress_one(codec: Codec, raw: &[u8], ids: &[EventId]) -> Chunk {
     let (codec, compressed) = match codec {
         Codec::Lz4 => (Codec::Lz4, lz4_flex::block::compress(raw)),
         // Compressing into memory fails only without memory; LZ4 then is as good.
@@ -120,5 +145,5 @@ fn compress_one(codec: Codec, raw: &[u8], rows: usize) -> Chunk {
         },
     };
     let bound = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Chunk { compressed, event_count: bound(rows), raw_len: bound(raw.len()), codec }
+    Chunk { compressed, event_count: bound(ids.len()), raw_len: bound(raw.len()), codec, ids: ids.to_vec() }
 }

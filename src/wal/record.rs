@@ -101,15 +101,7 @@ impl Record {
         let start = out.len();
         out.resize(start + raw, 0);
         let target = out.get_mut(start..).unwrap_or_default();
-        let written = match self.codec {
-            Codec::Lz4 => lz4_flex::block::decompress_into(&self.payload, target).ok(),
-            Codec::Zstd => zstd::bulk::decompress_to_buffer(&self.payload, target).ok(),
-        };
-        if written == Some(raw) {
-            return Ok(());
-        }
-        out.truncate(start);
-        Err(DamagedRecord::Decompress)
+        self.codec.decompress(&self.payload, target).inspect_err(|_| out.truncate(start))
     }
 
     /// Size in the log, in bytes.

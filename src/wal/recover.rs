@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rand::RngCore as _;
 use uuid::Uuid;
 
 use super::{
@@ -15,11 +16,13 @@ use super::{
     error::{OpenError, StateError, StoreError},
     generation::{Ends, Generation, ends, guarded, open_engine, read_range},
     meta::{Found, Marks, MetaFile, VERSION},
+    record::Record,
     salvage,
     shared::{Check, Opened, report},
     state::{self, sync_folder},
     tally::{self, Tally},
     verify,
+    window::{self, Rescan, Window},
 };
 use crate::{error_chain::chain, folder_lock::FolderLock, ids::WalId, metrics::Metrics, month::Month};
 
@@ -72,11 +75,13 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
             continue;
         }
         if generation.last() > counted_through {
-            recount(settings, &generation, counted_through, &marks, metrics, &mut tally)?;
+            let from = generation.first.max(counted_through + 1);
+            close(look(settings, &generation, from, &marks, metrics, |record| tally.add_record(record))?)?;
         }
         generation.bytes.store(super::disk::folder_bytes(&generation.dir), Relaxed);
         generations.push_back(Arc::new(generation));
     }
+    let window = window_of(settings, &generations, &marks, metrics)?;
     // What is done may go, once it is counted on disk.
     let seen = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
     if save_tally(&settings.dir, &mut tally, seen) {
@@ -111,7 +116,8 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     meta.write(marks).and_then(|()| meta.sync()).map_err(io("write the marks in", &settings.dir))?;
     // Ids of openings are never reused: an emptied, restored or cloned folder must not look like the one before.
     let wal_id = WalId(Uuid::now_v7());
-    Ok(Recovered { opened: Opened { wal_id, done: marks.done, next, generations, tally }, lock, meta, marks, ordinal })
+    let opened = Opened { wal_id, done: marks.done, next, generations, tally, window };
+    Ok(Recovered { opened, lock, meta, marks, ordinal })
 }
 
 fn list(root: &Path) -> std::io::Result<Vec<u64>> {
@@ -240,17 +246,17 @@ fn save_tally(dir: &Path, tally: &mut Tally, seen: u64) -> bool {
 const RECOUNT_RECORDS: usize = 4096;
 const RECOUNT_BYTES: usize = 4 << 20;
 
-/// Adds the records of a generation behind `through` to `tally`.
-fn recount(
+/// Shows every intact record of a generation from `from` on to `each`; gives its database.
+fn look(
     settings: &Settings,
     generation: &Generation,
-    through: u64,
+    from: u64,
     marks: &Marks,
     metrics: &Metrics,
-    tally: &mut Tally,
-) -> Result<(), OpenError> {
+    mut each: impl FnMut(&Record),
+) -> Result<sled::Db, OpenError> {
     let engine = settings.engine();
-    let (from, to) = (generation.first.max(through + 1), generation.last());
+    let to = generation.last();
     let whole = Check { generation, engine, from, to }.open_whole().map_err(OpenError::Store)?;
     let db = if let Some(db) = whole {
         db
@@ -264,14 +270,80 @@ fn recount(
     while next <= to {
         let range = read_range(&db, next, to, RECOUNT_RECORDS, RECOUNT_BYTES).map_err(OpenError::Store)?;
         // A damaged record is named by the reader, which comes to it later.
-        range.records.iter().for_each(|record| tally.add_record(record));
+        range.records.iter().for_each(|record| each(record));
         next = range.records.last().map_or(to, |record| record.seq.0) + 1;
     }
-    guarded(|| {
+    Ok(db)
+}
+
+/// Closes a database that was only looked at.
+fn close(db: sled::Db) -> Result<(), OpenError> {
+    let dropped = guarded(|| {
         drop(db);
         Ok(())
-    })
-    .map_err(OpenError::Store)
+    });
+    dropped.map_err(OpenError::Store)
+}
+
+/// The dedup window as it was: from the files of full generations, and from the records of those that have none.
+fn window_of(
+    settings: &Settings,
+    generations: &VecDeque<Arc<Generation>>,
+    marks: &Marks,
+    metrics: &Metrics,
+) -> Result<Window, OpenError> {
+    let failed = |action| {
+        let path = settings.dir.clone();
+        move |source| OpenError::Io { action, path, source }
+    };
+    let folder = window::folder(&settings.dir);
+    fs::create_dir_all(&folder).and_then(|()| sync_folder(&settings.dir)).map_err(failed("create a folder in"))?;
+    let secret = window_secret(&settings.dir)?;
+    let mut window = Window::new(settings, secret, jiff::Timestamp::now().as_millisecond());
+    let mut segments = window.files().map_err(failed("read the dedup window in"))?;
+    // From the newest on, until one began before the window: what is older is all out of it.
+    let mut rescanned = 0;
+    for generation in generations.iter().rev() {
+        if !segments.contains_key(&generation.ordinal) && rescanned < settings.dedup_ids {
+            let mut rescan = Rescan::new(&window, generation.ordinal);
+            let db = look(settings, generation, generation.first, marks, metrics, |record| rescan.record(record))?;
+            super::generation::answers(&db, |value| rescan.answer(value)).map_err(OpenError::Store)?;
+            close(db)?;
+            let segment = rescan.finish();
+            rescanned += segment.len();
+            segments.insert(generation.ordinal, segment);
+        }
+        if generation.received_at_ms.load(Relaxed) < window.begins_at_ms() {
+            break;
+        }
+    }
+    window.restore(segments.into_values());
+    for file in window.garbage() {
+        // What stays is tried again at the next open.
+        if let Err(error) = fs::remove_file(&file) {
+            tracing::debug!(file = %file.display(), %error, "a file of the dedup window is not removed");
+        }
+    }
+    Ok(window)
+}
+
+/// What makes ids of one tenant differ from those of another, made once for a folder.
+fn window_secret(dir: &Path) -> Result<[u8; 32], OpenError> {
+    let failed = |action, source| OpenError::Io { action, path: dir.to_owned(), source };
+    match state::load(dir, window::SECRET) {
+        Ok(Some(bytes)) if bytes.len() == 32 => {
+            return Ok(bytes.try_into().unwrap_or_default());
+        }
+        Err(StateError::Io { source, .. }) => return Err(failed("read the secret of the dedup window in", source)),
+        Ok(None) => {}
+        _ => tracing::error!("the secret of the dedup window is damaged: it is made anew, and the window with it"),
+    }
+    let mut secret = [0; 32];
+    rand::rng().fill_bytes(&mut secret);
+    match state::save(dir, window::SECRET, &secret) {
+        Err(StateError::Io { source, .. }) => Err(failed("write the secret of the dedup window in", source)),
+        _ => Ok(secret),
+    }
 }
 
 /// Names generations whose whole folder is gone.

@@ -25,6 +25,7 @@ use super::{
     tail::Tail,
     tally::Tally,
     verify,
+    window::Window,
 };
 use crate::{
     error_chain::chain,
@@ -61,6 +62,7 @@ pub(super) struct Shared {
     pub generations: RwLock<VecDeque<Arc<Generation>>>,
     pub tail: Mutex<Tail>,
     pub tally: Mutex<Tally>,
+    pub window: Mutex<Window>,
     pub progress: watch::Sender<Progress>,
     gate: RwLock<Result<(), AppendError>>,
     pub poison: CancellationToken,
@@ -80,6 +82,7 @@ pub(super) struct Opened {
     pub next: u64,
     pub generations: VecDeque<Arc<Generation>>,
     pub tally: Tally,
+    pub window: Window,
 }
 
 impl Shared {
@@ -90,7 +93,7 @@ impl Shared {
         device: Arc<dyn Device>,
         opened: Opened,
     ) -> Self {
-        let Opened { wal_id, done, next, generations, tally } = opened;
+        let Opened { wal_id, done, next, generations, tally, window } = opened;
         Self {
             root: settings.root(),
             aside: settings.aside(),
@@ -106,6 +109,7 @@ impl Shared {
             generations: RwLock::new(generations),
             tail: Mutex::new(Tail::new(next)),
             tally: Mutex::new(tally),
+            window: Mutex::new(window),
             progress: watch::Sender::new(Progress { committed: next - 1, closed: false }),
             gate: RwLock::new(Ok(())),
             poison: CancellationToken::new(),

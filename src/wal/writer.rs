@@ -153,6 +153,7 @@ impl Writer {
         if batch.is_empty() {
             return;
         }
+        let admitted = self.admit(batch);
         let answer = match self.shared.poison_reason() {
             Some(reason) => Err(AppendError::Poisoned { reason }),
             None => self.write(batch).map_err(|fault| match fault {
@@ -163,19 +164,29 @@ impl Writer {
                 }
             }),
         };
-        match answer {
-            Ok(appended) => {
-                for ((_, reply), appended) in batch.drain(..).zip(appended) {
-                    // A client that went away is stored all the same.
-                    reply.send(Ok(appended)).ok();
-                }
-            }
-            Err(refusal) => {
-                for (_, reply) in batch.drain(..) {
-                    reply.send(Err(refusal.clone())).ok();
-                }
-            }
+        if answer.is_err() {
+            self.shared.window.lock().forget();
         }
+        for (index, ((_, reply), admitted)) in batch.drain(..).zip(admitted).enumerate() {
+            // A copy of a request is answered after the commit too: the first one may be part of it.
+            let answer = match &answer {
+                Ok(appended) => admitted.and_then(|duplicates| {
+                    let appended = appended.get(index).copied().ok_or(AppendError::Closed)?;
+                    Ok(Appended { duplicates, ..appended })
+                }),
+                Err(refusal) => Err(refusal.clone()),
+            };
+            // A client that went away is stored all the same.
+            reply.send(answer).ok();
+        }
+    }
+
+    /// Takes out of `batch` what was committed before; gives how many events of each append that were.
+    fn admit(&self, batch: &mut [Waiting]) -> Vec<Result<u64, AppendError>> {
+        let mut window = self.shared.window.lock();
+        window.evict();
+        let admitted = batch.iter_mut().map(|(append, _)| window.admit(append).inspect_err(|_| append.chunks.clear()));
+        admitted.collect()
     }
 
     fn write(&mut self, batch: &[Waiting]) -> Result<Vec<Appended>, Fault> {
@@ -184,7 +195,10 @@ impl Writer {
         let mut frames = Frames::new(self.shared.wal_id, self.next, self.marks.cumulative);
         let appended: Vec<Appended> = batch.iter().map(|(append, _)| frames.add(append)).collect();
         frames.finish();
-        if frames.records.is_empty() {
+        for (key, value) in self.shared.window.lock().staged_answers() {
+            frames.add_answer(&key, value);
+        }
+        if frames.is_empty() {
             return Ok(appended);
         }
         let counts = batch.iter().any(|(append, _)| append.counted);
@@ -216,6 +230,7 @@ impl Writer {
             synced.map_err(|error| Fault::Broken(format!("fsync failed: {error}")))?;
         }
         let generation = Arc::clone(generation);
+        self.shared.window.lock().committed(generation.ordinal);
         if counts {
             let mut tally = self.shared.tally.lock();
             for (append, _) in batch.iter().filter(|(append, _)| append.counted) {
@@ -304,6 +319,7 @@ impl Writer {
             self.discard(&generation, active);
             return;
         }
+        self.save_window(generation.ordinal);
         if let Err(error) = generation.seal() {
             tracing::warn!(%error, generation = generation.ordinal, "a generation is not sealed yet; it is tried again");
             self.unsealed.push(Arc::clone(&generation));

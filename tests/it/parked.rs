@@ -78,7 +78,13 @@ async fn append(wal: &Wal, rows: impl IntoIterator<Item = Vec<u8>>) {
     for row in rows {
         packer.push(&row);
     }
-    let append = Append { tenant: event(0).tenant_id, received_at_ms: NOW_MS, chunks: packer.finish(), counted: false };
+    let append = Append {
+        tenant: event(0).tenant_id,
+        received_at_ms: NOW_MS,
+        chunks: packer.finish(),
+        counted: false,
+        answer: None,
+    };
     wal.append(append).await.unwrap();
 }
 

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A disk that does as it is told.
-struct Told {
+pub(super) struct Told {
     fault: Mutex<Option<(Vec<Point>, io::ErrorKind)>>,
     sync_fails: Mutex<Option<io::ErrorKind>>,
     syncs: AtomicUsize,
@@ -24,7 +24,7 @@ struct Told {
 }
 
 impl Told {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             fault: Mutex::new(None),
             sync_fails: Mutex::new(None),
@@ -33,11 +33,11 @@ impl Told {
         })
     }
 
-    fn fail(&self, points: &[Point], kind: io::ErrorKind) {
+    pub(super) fn fail(&self, points: &[Point], kind: io::ErrorKind) {
         *self.fault.lock() = Some((points.to_vec(), kind));
     }
 
-    fn heal(&self) {
+    pub(super) fn heal(&self) {
         *self.fault.lock() = None;
     }
 }

@@ -8,6 +8,7 @@ mod damage;
 mod faults;
 mod format;
 mod model;
+mod window;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -47,6 +48,7 @@ pub(super) fn append(row: &[u8]) -> Append {
         received_at_ms: 1_700_000_000_000,
         chunks: packer.finish(),
         counted: false,
+        answer: None,
     }
 }
 
@@ -58,7 +60,13 @@ pub(super) fn large(tag: u64, records: usize, len: usize) -> Append {
         packer.push(&noise(tag * 1000 + index as u64, len));
         chunks.append(&mut packer.finish());
     }
-    Append { tenant: TenantId(Uuid::from_u128(7)), received_at_ms: 1_700_000_000_000, chunks, counted: false }
+    Append {
+        tenant: TenantId(Uuid::from_u128(7)),
+        received_at_ms: 1_700_000_000_000,
+        chunks,
+        counted: false,
+        answer: None,
+    }
 }
 
 /// Bytes that do not compress: the number itself, then a xorshift stream seeded by it.

@@ -81,7 +81,7 @@ pub(super) fn image(from: &Path) -> tempfile::TempDir {
     }
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (from.join("wal"), dir.path().join("wal"));
-    for part in ["log", "state"] {
+    for part in ["log", "state", "window"] {
         copy(&from.join(part), &to.join(part));
     }
     std::fs::copy(from.join("meta"), to.join("meta")).unwrap();

@@ -137,8 +137,13 @@ impl Log {
             row::encode(&event, &mut encoded);
             packer.push(&encoded);
         }
-        let append =
-            Append { tenant: self.tenant, received_at_ms: 1_795_000_000_000, chunks: packer.finish(), counted: false };
+        let append = Append {
+            tenant: self.tenant,
+            received_at_ms: 1_795_000_000_000,
+            chunks: packer.finish(),
+            counted: false,
+            answer: None,
+        };
         self.wal.append(append).await.unwrap();
     }
 

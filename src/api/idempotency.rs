@@ -5,13 +5,15 @@
 //! survives whatever these do. A request that was refused has changed nothing, so its repeat is looked at anew. While the
 //! first is still on its way, the repeat waits for it at the log.
 
+use std::time::Instant;
+
 use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use sha2::{Digest, Sha256};
 
-use super::error::ApiError;
+use super::{error::ApiError, ingest::milliseconds};
 use crate::{
     ids::TenantId,
     wal::{self, AnswerKey, Answered, Wal},
@@ -38,14 +40,21 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
 pub(super) struct Once {
     key: AnswerKey,
     request: u128,
+    began: Instant,
 }
 
 impl Once {
-    pub(super) fn new(wal: &Wal, tenant: TenantId, key: &[u8], headers: &HeaderMap, body: &[u8]) -> Self {
+    pub(super) fn new(
+        wal: &Wal,
+        tenant: TenantId,
+        key: &[u8],
+        (headers, body): (&HeaderMap, &[u8]),
+        began: Instant,
+    ) -> Self {
         let encoding = headers.get(header::CONTENT_ENCODING).map_or(&b""[..], HeaderValue::as_bytes);
         let digest = Sha256::new().chain_update(encoding).chain_update([0]).chain_update(body).finalize();
         let request = digest.first_chunk().map_or(0, |half| u128::from_le_bytes(*half));
-        Self { key: wal.answer_key(tenant, key), request }
+        Self { key: wal.answer_key(tenant, key), request, began }
     }
 
     /// The answer to the first request with the key, if it was taken.
@@ -53,7 +62,7 @@ impl Once {
         wal.answered(self.key).map(|answered| self.again(&answered))
     }
 
-    /// The same answer again.
+    /// The same answer again, but for the time that it took.
     ///
     /// # Errors
     /// This is another request: whoever sends it has used a key twice.
@@ -66,6 +75,7 @@ impl Once {
                 tracing::error!(%error, "a kept answer cannot be read");
                 ApiError::Internal
             })?;
+        json.insert("ingest_latency_ms".to_owned(), milliseconds(self.began.elapsed()).into());
         if answered.duplicates > 0 {
             json.insert("duplicates".to_owned(), answered.duplicates.into());
         }

@@ -154,7 +154,7 @@ async fn take(
         quotas.take_bytes(received.len() as u64).map_err(over)?;
     }
 
-    let once = key.map(|key| Once::new(&inner.wal, tenant.id, key, headers, &received));
+    let once = key.map(|key| Once::new(&inner.wal, tenant.id, key, (headers, &received), started));
     if let Some(answered) = once.as_ref().and_then(|once| once.answered(&inner.wal)) {
         return answered;
     }
@@ -232,6 +232,6 @@ async fn take(
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], answer.json()?).into_response())
 }
 
-fn milliseconds(time: Duration) -> u64 {
+pub(super) fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

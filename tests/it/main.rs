@@ -16,6 +16,7 @@ mod ask;
 mod broker;
 mod clickhouse_facade;
 mod configuration;
+mod dedup;
 mod durability;
 mod erasure;
 mod migrations;

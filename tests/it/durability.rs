@@ -26,7 +26,7 @@ fn kill_9_under_load_loses_nothing_that_was_acknowledged() {
         acknowledged.extend(sent.acknowledged);
     }
     let engine = setup.start();
-    let sent = crate::support::load::Sent { acknowledged, refused: Vec::new(), broken: 0 };
+    let sent = crate::support::load::Sent { acknowledged, ..crate::support::load::Sent::default() };
     sent.wait_until_stored(&engine.clickhouse());
 }
 
@@ -60,7 +60,7 @@ fn the_clickhouse_child_killed_under_load_is_restarted_and_all_arrives() {
     load.wait_for_requests(50);
     let sent = load.stop();
     assert_eq!((sent.refused, sent.broken), (Vec::new(), 0), "accepted throughout");
-    let sent = crate::support::load::Sent { acknowledged: sent.acknowledged, refused: Vec::new(), broken: 0 };
+    let sent = crate::support::load::Sent { acknowledged: sent.acknowledged, ..crate::support::load::Sent::default() };
     sent.wait_until_stored(&clickhouse);
     assert_eq!(
         clickhouse.number("SELECT count() FROM overwatch.events"),

@@ -19,6 +19,7 @@ mod configuration;
 mod dedup;
 mod durability;
 mod erasure;
+mod faults;
 mod migrations;
 mod outages;
 mod parked;

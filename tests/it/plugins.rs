@@ -145,7 +145,7 @@ fn an_event_that_crashes_a_plugin_cannot_crash_the_engine_for_ever() {
     assert_eq!((&sent.refused, sent.broken), (&Vec::new(), 0));
     // The plugin is given all events, so those of now are parked; those of before are rows.
     let clickhouse = engine.clickhouse();
-    Sent { acknowledged, refused: Vec::new(), broken: 0 }.wait_until_stored(&clickhouse);
+    Sent { acknowledged, ..Sent::default() }.wait_until_stored(&clickhouse);
     let parked = sent.acknowledged.len() + 1;
     clickhouse.wait_for("SELECT uniqExact(event_id) FROM overwatch.parked_events", &parked.to_string());
     assert_eq!(listed(&setup, "pilot")["state"], "quarantined");

@@ -365,6 +365,11 @@ impl ClickHouse {
         self.query(sql).parse().unwrap()
     }
 
+    /// Stops merges, which would make one of two rows of an event, until the engine restarts.
+    pub fn stop_merges(&self) {
+        eventually("merges are stopped", || self.try_query("SYSTEM STOP MERGES").is_ok());
+    }
+
     /// Waits until `sql` answers `expected`; errors while the engine restarts count as "not yet".
     pub fn wait_for(&self, sql: &str, expected: &str) {
         let mut last = Err(String::new());

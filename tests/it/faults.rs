@@ -1,0 +1,4 @@
+//! The faults that must be survived, each under load: every acknowledged event is stored once, in the rows and in the views.
+
+mod clickhouse;
+mod engine;

@@ -1,0 +1,175 @@
+//! A proxy in front of ClickHouse that speaks HTTP and does to inserts what servers, networks and load balancers do.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+/// What happens to an insert.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is forwarded, and so is its answer.
+    None,
+    /// ClickHouse never sees it; this status and text come back, and the code as ClickHouse's own header.
+    Answer(u16, Option<u32>, &'static str),
+    /// It is forwarded whole and takes effect; the connection breaks before the answer.
+    LoseAnswer,
+    /// Half of it is forwarded, then both connections break.
+    CutInTheMiddle,
+    /// It waits so long on its way.
+    Slow(Duration),
+}
+
+struct Shared {
+    target: SocketAddr,
+    fault: Mutex<Fault>,
+    hit: AtomicUsize,
+    inserts: AtomicUsize,
+    closed: AtomicBool,
+}
+
+/// A running proxy; it takes no new connection once it is dropped.
+pub struct FaultProxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl FaultProxy {
+    /// Listens on a free port and forwards to ClickHouse on `port`.
+    pub fn start(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            target: SocketAddr::from(([127, 0, 0, 1], port)),
+            fault: Mutex::new(Fault::None),
+            hit: AtomicUsize::new(0),
+            inserts: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        });
+        thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                for client in listener.incoming().map_while(Result::ok) {
+                    if shared.closed.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let shared = Arc::clone(&shared);
+                    // A connection that breaks is the point of it all.
+                    thread::spawn(move || shared.serve(client).ok());
+                }
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// From now on inserts of events meet `fault`; the count of hits begins anew.
+    pub fn set(&self, fault: Fault) {
+        *self.shared.fault.lock().unwrap() = fault;
+        self.shared.hit.store(0, Ordering::SeqCst);
+    }
+
+    /// How many inserts have met the fault.
+    pub fn hit(&self) -> usize {
+        self.shared.hit.load(Ordering::SeqCst)
+    }
+
+    /// How many inserts were forwarded and answered.
+    pub fn inserts(&self) -> usize {
+        self.shared.inserts.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for FaultProxy {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        // Wakes the listener, which then sees that it is closed.
+        TcpStream::connect(self.address).ok();
+    }
+}
+
+impl Shared {
+    /// Requests of one connection, one after the other.
+    fn serve(&self, client: TcpStream) -> std::io::Result<()> {
+        client.set_nodelay(true)?;
+        let mut answers = client.try_clone()?;
+        let mut requests = BufReader::new(client);
+        while let Some((head, body)) = read_message(&mut requests)? {
+            let first = head.lines().next().unwrap_or_default();
+            // The client library puts the statement into the URL, in form encoding.
+            let is_insert = first.contains("INSERT+INTO") && first.contains("events");
+            let fault = if is_insert { self.fault.lock().unwrap().clone() } else { Fault::None };
+            if fault != Fault::None {
+                self.hit.fetch_add(1, Ordering::SeqCst);
+            }
+            match fault {
+                Fault::Answer(status, code, text) => {
+                    let code = code.map_or(String::new(), |code| format!("X-ClickHouse-Exception-Code: {code}\r\n"));
+                    let length = text.len();
+                    write!(answers, "HTTP/1.1 {status} X\r\n{code}Content-Length: {length}\r\n\r\n{text}")?;
+                    continue;
+                }
+                Fault::Slow(pause) => thread::sleep(pause),
+                Fault::None | Fault::LoseAnswer | Fault::CutInTheMiddle => {}
+            }
+            let mut server = TcpStream::connect(self.target)?;
+            server.write_all(head.as_bytes())?;
+            if fault == Fault::CutInTheMiddle {
+                server.write_all(&body[..body.len() / 2])?;
+                return Ok(());
+            }
+            server.write_all(&body)?;
+            let mut from_server = BufReader::new(server);
+            let Some((head, body)) = read_message(&mut from_server)? else { return Ok(()) };
+            if fault == Fault::LoseAnswer {
+                return Ok(());
+            }
+            answers.write_all(head.as_bytes())?;
+            answers.write_all(&body)?;
+            if is_insert {
+                self.inserts.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Head and body of one HTTP/1.1 message as it came; nothing at the end of the connection.
+fn read_message(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<(String, Vec<u8>)>> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head)? == 0 {
+            return Ok(None);
+        }
+    }
+    let header = |name: &str| {
+        let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name));
+        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_ascii_lowercase())
+    };
+    let mut body = Vec::new();
+    if header("transfer-encoding:").as_deref() == Some("chunked") {
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line)?;
+            body.extend_from_slice(line.as_bytes());
+            let size = u64::from_str_radix(line.trim(), 16).map_err(std::io::Error::other)?;
+            stream.take(size + 2).read_to_end(&mut body)?;
+            if size == 0 {
+                break;
+            }
+        }
+    } else if let Some(length) = header("content-length:") {
+        let length = length.parse().map_err(std::io::Error::other)?;
+        stream.take(length).read_to_end(&mut body)?;
+    }
+    Ok(Some((head, body)))
+}

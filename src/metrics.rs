@@ -242,6 +242,8 @@ catalogue! {
     source_events: Counter = Counter::default();
     /// Offsets that the broker no longer had when they were due: records lost to retention.
     source_gap_offsets: Counter = Counter::default();
+    /// Events that a relay had sent before, and that were dropped.
+    source_repeats: Counter = Counter::default();
     /// Rows inserted into ClickHouse and acknowledged, parked events apart.
     sink_rows: Counter = Counter::default();
     /// Parked events inserted into ClickHouse and acknowledged: they wait for `plugins reprocess`.

@@ -18,16 +18,22 @@
 //!   on from the earliest offset left. A partition without any commit is read from its beginning. (A broker forgets the
 //!   commits of a group that was away for `offsets.retention.minutes`, 7 days by default: then all that the topic still
 //!   holds is read again.)
+//! - A broker may drop that metadata. Then the range is recorded in ClickHouse (`sink_ranges`), where it goes anyway, before it
+//!   is committed and given out, and asked for there at the next assignment.
+//! - A row that a relay sent again is dropped: what is at or below the mark of its log was read from this partition before.
+//!   The mark of a log that is new to an assignment is asked of ClickHouse.
 //! - A line that is no row goes to the dead letters before its offset passes; the other rows of its message go on. A
 //!   crash in between writes the same letter twice.
 //!
 //! # What this is not
-//! It does not drop duplicates within the topic (a relay that resends), and it does not insert.
+//! It does not insert, and it knows nothing of ids that clients give.
 
 mod buffer;
 mod commit;
 mod marker;
 mod poll;
+mod recall;
+mod repeats;
 mod state;
 
 use std::{
@@ -40,6 +46,7 @@ use rdkafka::{consumer::BaseConsumer, topic_partition_list::TopicPartitionListEl
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use self::recall::Recall;
 use self::{
     commit::Committer,
     poll::{Poller, SourceContext},
@@ -70,6 +77,7 @@ impl KafkaSource {
         settings: Settings,
         limits: RangeLimits,
         dead_letters: DeadLetters,
+        recall: Option<Recall>,
         health: Component,
         metrics: Arc<Metrics>,
     ) -> Result<Self, BrokerError> {
@@ -83,6 +91,7 @@ impl KafkaSource {
             dead_letters,
             status: status.clone(),
             metrics,
+            recall,
             state: parking_lot::Mutex::new(State::default()),
             changed: parking_lot::Condvar::new(),
             ready: Notify::new(),

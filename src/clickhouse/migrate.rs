@@ -62,6 +62,8 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     7 "0007_erasures.sql"
     8 "0008_activity.sql"
     9 "0009_views_expiry.sql"
+    10 "0010_sink_ranges.sql"
+    11 "0011_received_at_index.sql"
 };
 
 /// The database and the table of records itself: run before all others at every start, never recorded.

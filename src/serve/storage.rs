@@ -11,7 +11,10 @@ use super::{
     settings,
 };
 use crate::{
-    broker::{self, source::KafkaSource},
+    broker::{
+        self,
+        source::{KafkaSource, Recall},
+    },
     clickhouse::{
         Client, MigrateError, Migrator, Mode, Template,
         embedded::{Supervisor, SupervisorSettings},
@@ -112,6 +115,7 @@ async fn run_sink(common: &Common, log: Option<OpenLog>, setup: SinkSetup, stop:
             settings::broker(config),
             limits,
             common.dead_letters.clone(),
+            Some(Recall::new(client.clone())),
             common.health.component("broker"),
             Arc::clone(&metrics),
         )
@@ -153,6 +157,7 @@ async fn store_parked(common: &Common, client: Client, erasures: Erasures, stop:
         topic,
         settings::range_limits(config),
         common.dead_letters.clone(),
+        Some(Recall::new(client.clone())),
         health.component("parked_broker"),
         Arc::clone(metrics),
     )

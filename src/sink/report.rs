@@ -103,7 +103,7 @@ mod tests {
     }
 
     fn range(partition: u32) -> RangeId {
-        RangeId { topic: "events".into(), partition, first: 1, last: 9 }
+        RangeId { topic: "events".into(), partition, first: 1, last: 9, mark: None }
     }
 
     #[test]

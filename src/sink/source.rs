@@ -43,12 +43,16 @@ pub struct RangeId {
     pub first: u64,
     /// Last offset, inclusive.
     pub last: u64,
+    /// A checksum of where the first row comes from: a topic that was deleted and made anew has the same offsets again. Not
+    /// of the log, whose name says it.
+    pub mark: Option<u32>,
 }
 
 impl fmt::Display for RangeId {
-    /// The deduplication token: `topic:partition:first-last`.
+    /// The deduplication token: `topic:partition:first-last`, and `#mark` if there is one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}-{}", self.topic, self.partition, self.first, self.last)
+        write!(f, "{}:{}:{}-{}", self.topic, self.partition, self.first, self.last)?;
+        self.mark.map_or(Ok(()), |mark| write!(f, "#{mark:08x}"))
     }
 }
 

@@ -211,7 +211,7 @@ impl Drop for WalSource {
 
 fn give_out(formed: Formed) -> (InFlight, Range) {
     let Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry } = formed;
-    let id = RangeId { topic: format!("wal/{wal_id}"), partition: 0, first: first.0, last: last.0 };
+    let id = RangeId { topic: format!("wal/{wal_id}"), partition: 0, first: first.0, last: last.0, mark: None };
     let revoked = CancellationToken::new();
     let parked = Block { rows: parked.count, body: Bytes::from(parked.body) };
     let (rows, body) = (events.count, Bytes::from(events.body));

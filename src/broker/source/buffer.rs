@@ -2,9 +2,11 @@
 
 use std::{collections::VecDeque, time::Instant};
 
+use super::repeats::Marks;
 use crate::{
     broker::Carries,
-    row::{self, Position},
+    ids::WalId,
+    row::{self, Origin, Position},
     sink::source::RangeLimits,
 };
 
@@ -17,7 +19,9 @@ pub(super) struct Piece {
     pub(super) body: Vec<u8>,
     /// Distinct expiries of the rows.
     expiries: Vec<u32>,
-    oldest_received_at_ms: i64,
+    /// Of each row: where it comes from, and where it ends in `body`.
+    origins: Vec<(Origin, usize)>,
+    pub(super) oldest_received_at_ms: i64,
     arrived: Instant,
     letters: Vec<Letter>,
 }
@@ -47,6 +51,7 @@ impl Piece {
             rows: 0,
             body: Vec::new(),
             expiries: Vec::new(),
+            origins: Vec::new(),
             oldest_received_at_ms: i64::MAX,
             arrived,
             letters: Vec::new(),
@@ -85,6 +90,7 @@ impl Piece {
                 continue;
             }
             piece.rows += 1;
+            piece.origins.push((origin, piece.body.len()));
             piece.oldest_received_at_ms = piece.oldest_received_at_ms.min(received_at_ms);
             if !piece.expiries.contains(&expires_at) {
                 piece.expiries.push(expires_at);
@@ -93,9 +99,42 @@ impl Piece {
         piece
     }
 
+    /// A checksum of where its first row comes from.
+    fn mark(&self) -> Option<u32> {
+        let (Origin { wal_id, wal_seq, wal_ordinal, .. }, _) = self.origins.first()?;
+        let mark = crc32c::crc32c(wal_id.0.as_bytes());
+        let mark = crc32c::crc32c_append(mark, &wal_seq.to_le_bytes());
+        Some(crc32c::crc32c_append(mark, &wal_ordinal.to_le_bytes()))
+    }
+
+    /// The logs that its rows come from: nearly always one.
+    pub(super) fn wal_ids(&self) -> impl Iterator<Item = WalId> {
+        let mut last = None;
+        self.origins
+            .iter()
+            .map(|(origin, _)| origin.wal_id)
+            .filter(move |wal_id| last.replace(*wal_id) != Some(*wal_id))
+    }
+
+    /// Appends the rows that are new to `body`; gives how many these are.
+    fn append_new(&self, marks: &mut Marks, body: &mut Vec<u8>) -> usize {
+        let (mut start, mut rows) = (0, 0);
+        for (origin, end) in &self.origins {
+            if marks.is_new(origin) {
+                body.extend_from_slice(self.body.get(start..*end).unwrap_or_default());
+                rows += 1;
+            }
+            start = *end;
+        }
+        rows
+    }
+
     /// Memory that the piece takes, in bytes.
     pub(super) fn size(&self) -> usize {
-        self.body.len() + self.letters.iter().map(|letter| letter.bytes.len()).sum::<usize>() + size_of::<Self>()
+        self.body.len()
+            + self.origins.len() * size_of::<(Origin, usize)>()
+            + self.letters.iter().map(|letter| letter.bytes.len()).sum::<usize>()
+            + size_of::<Self>()
     }
 }
 
@@ -108,6 +147,10 @@ pub(super) struct Block {
     pub(super) body: Vec<u8>,
     pub(super) oldest_received_at_ms: i64,
     pub(super) first_expiry: u32,
+    /// Rows that were read before, and are not in `body`.
+    pub(super) repeats: usize,
+    /// Tells the range from one of the same offsets of a topic that was made anew.
+    pub(super) mark: u32,
     pub(super) letters: Vec<Letter>,
     /// What its pieces took, in bytes, to be given back when the range is committed.
     pub(super) size: usize,
@@ -195,8 +238,18 @@ impl Buffer {
         self.pieces.front().map(|piece| piece.arrived + limits.age)
     }
 
-    /// Takes the first `count` pieces out as one block.
-    pub(super) fn take(&mut self, count: usize, limits: &RangeLimits) -> Option<Block> {
+    /// The first `count` pieces.
+    pub(super) fn first(&self, count: usize) -> impl Iterator<Item = &Piece> {
+        self.pieces.iter().take(count)
+    }
+
+    /// Says which range was in flight, when that was not known at the beginning.
+    pub(super) fn recorded(&mut self, last: u64) {
+        self.recorded = Some(last);
+    }
+
+    /// Takes the first `count` pieces out as one block, without the rows that were read before.
+    pub(super) fn take(&mut self, count: usize, limits: &RangeLimits, marks: &mut Marks) -> Option<Block> {
         let count = count.min(self.pieces.len());
         let first = self.pieces.front()?.offset;
         let body = self.pieces.iter().take(count).map(|piece| piece.body.len()).sum();
@@ -207,19 +260,23 @@ impl Buffer {
             body: Vec::with_capacity(body),
             oldest_received_at_ms: i64::MAX,
             first_expiry: row::EXPIRES_NEVER,
+            repeats: 0,
+            mark: self.pieces.iter().find_map(Piece::mark).unwrap_or(0),
             letters: Vec::new(),
             size: 0,
         };
+        let mut read = 0;
         for piece in self.pieces.drain(..count) {
             block.size += piece.size();
             block.last = piece.offset;
-            block.rows += piece.rows;
-            block.body.extend_from_slice(&piece.body);
+            read += piece.rows;
+            block.rows += piece.append_new(marks, &mut block.body);
             block.oldest_received_at_ms = block.oldest_received_at_ms.min(piece.oldest_received_at_ms);
             block.first_expiry = piece.expiries.iter().copied().fold(block.first_expiry, u32::min);
             block.letters.extend(piece.letters);
         }
-        self.rows -= block.rows;
+        block.repeats = read - block.rows;
+        self.rows -= read;
         self.size -= block.size;
         self.recorded = None;
         self.forming = Forming::default();

@@ -20,12 +20,15 @@ use super::{
     SourceContext,
     buffer::Block,
     marker,
-    state::{Shared, Stage, State},
+    recall::{InFlight, Question, Recall},
+    state::{Partition, Shared, Stage, State},
 };
 use crate::{
     broker::{Carries, Severity},
+    clickhouse::QueryError,
     dead_letters::DeadLetter,
     error_chain::chain,
+    ids::WalId,
     sink::source::{Block as RowBlock, Range, RangeId},
 };
 
@@ -42,6 +45,8 @@ struct Prepared {
     block: Block,
     /// Its undecodable lines are kept; only then may its offsets pass.
     letters_kept: bool,
+    /// It is recorded in ClickHouse, or need not be.
+    recorded: bool,
 }
 
 /// What one request says of one partition.
@@ -63,17 +68,43 @@ pub(super) struct Committer {
     not_before: Option<Instant>,
     /// Whether the broker keeps commit metadata; unknown until a range was recorded.
     keeps_metadata: Option<bool>,
+    /// Logs whose marks are to be asked for, with the generation of the partition.
+    questions: Vec<(u64, Question)>,
+    /// How many ranges were recorded in ClickHouse.
+    records: u64,
 }
 
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, consumer: Arc<BaseConsumer<SourceContext>>) -> Self {
-        Self { shared, consumer, prepared: BTreeMap::new(), failures: 0, not_before: None, keeps_metadata: None }
+        Self {
+            shared,
+            consumer,
+            prepared: BTreeMap::new(),
+            failures: 0,
+            not_before: None,
+            keeps_metadata: None,
+            questions: Vec::new(),
+            records: 0,
+        }
     }
 
     /// Works until the source is closed. Blocking.
     pub(super) fn run(mut self) {
         while self.wait_for_work() {
+            if let Err(error) = self.ask_and_record() {
+                // The partitions wait, as their inserts would.
+                tracing::warn!(error = chain(&error), "ClickHouse cannot be asked about partitions, trying again");
+                let reason = format!("ClickHouse cannot be asked about partitions: {error}");
+                self.shared.status.set("recall", Severity::Degraded, reason);
+                self.shared.metrics.error("source");
+                self.back_off();
+                continue;
+            }
+            self.shared.status.clear("recall");
             self.keep_letters();
+            if !self.is_due() {
+                continue;
+            }
             let entries = self.send();
             match entries {
                 Ok(entries) => {
@@ -117,7 +148,7 @@ impl Committer {
                 state.partitions.get(id).is_some_and(|partition| partition.generation == prepared.generation)
             });
             let mut wake = now + LOOK_EVERY;
-            let due = self.prepare(&mut state, now, &mut wake);
+            let due = self.prepare(&mut state, now, &mut wake) || !self.questions.is_empty();
             let allowed = self.not_before.filter(|at| *at > now);
             match allowed {
                 None if due => return true,
@@ -147,22 +178,115 @@ impl Committer {
             if partition.revoked.is_cancelled() || self.prepared.contains_key(id) {
                 continue;
             }
-            if let Some(count) = partition.buffer.ready(limits, now, hurry)
-                && let Some(block) = partition.buffer.take(count, limits)
+            if partition.in_doubt {
+                due = true;
+                continue;
+            }
+            let ready = partition.buffer.ready(limits, now, hurry);
+            if let Some(count) = ready
+                && self.shared.recall.is_some()
+                && ask_of(*id, partition, count, &mut self.questions)
             {
+                due = true;
+                continue;
+            }
+            if let Some(count) = ready
+                && let Some(block) = partition.buffer.take(count, limits, &mut partition.marks)
+            {
+                self.shared.metrics.source_repeats.inc_by(block.repeats as u64);
                 // A partition whose commit is due records its next range in the same request.
                 if matches!(partition.stage, Stage::Idle) {
                     partition.stage = Stage::Recording;
                 }
                 partition.under_way += block.size;
                 let letters_kept = block.letters.is_empty();
-                self.prepared.insert(*id, Prepared { generation: partition.generation, block, letters_kept });
+                let recorded = self.shared.recall.is_none() || block.rows == 0;
+                let generation = partition.generation;
+                self.prepared.insert(*id, Prepared { generation, block, letters_kept, recorded });
                 due = true;
             } else if let Some(at) = partition.buffer.due(limits) {
                 *wake = (*wake).min(at);
             }
         }
         due
+    }
+
+    /// Asks ClickHouse what is not known of partitions, and records ranges where the broker would forget them. Blocks.
+    fn ask_and_record(&mut self) -> Result<(), QueryError> {
+        let Some(recall) = self.shared.recall.clone() else { return Ok(()) };
+        self.settle_doubts(&recall)?;
+        let (topic, carries) = (&self.shared.settings.topic, self.shared.settings.carries);
+        while let Some((generation, question)) = self.questions.last() {
+            let mark = recall.mark(topic, carries, question)?;
+            let mut state = self.shared.state.lock();
+            let partition = state.partitions.get_mut(&question.partition);
+            if let Some(partition) = partition.filter(|partition| partition.generation == *generation) {
+                partition.marks.learn(question.wal_id, mark);
+            }
+            drop(state);
+            self.questions.pop();
+        }
+        if self.keeps_metadata == Some(true) {
+            self.prepared.values_mut().for_each(|prepared| prepared.recorded = true);
+            return Ok(());
+        }
+        let mut new = Vec::new();
+        {
+            let state = self.shared.state.lock();
+            for (id, Prepared { block, generation, .. }) in self.prepared.iter().filter(|(_, p)| !p.recorded) {
+                let Some(partition) = state.partitions.get(id).filter(|p| p.generation == *generation) else {
+                    continue;
+                };
+                self.records += 1;
+                // Later assignments win: what a member still records that was expelled and does not know it is never used.
+                let version = partition.assigned_at << 32 | self.records & u64::from(u32::MAX);
+                new.push((*id, InFlight { first: block.first, last: block.last }, version));
+            }
+        }
+        if !new.is_empty() {
+            recall.record(topic, &self.shared.settings.group, &new)?;
+            for (id, ..) in new {
+                if let Some(prepared) = self.prepared.get_mut(&id) {
+                    prepared.recorded = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out which ranges were in flight in partitions whose commits came without metadata.
+    fn settle_doubts(&self, recall: &Recall) -> Result<(), QueryError> {
+        let in_doubt = |state: &State| -> Vec<(u32, u64)> {
+            let doubtful = state.partitions.iter().filter(|(_, partition)| partition.in_doubt);
+            doubtful.map(|(id, partition)| (*id, partition.generation)).collect()
+        };
+        let doubtful = in_doubt(&self.shared.state.lock());
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<u32> = doubtful.iter().map(|(id, _)| *id).collect();
+        let recorded = recall.in_flight(&self.shared.settings.topic, &self.shared.settings.group, &ids)?;
+        let mut state = self.shared.state.lock();
+        for (id, generation) in doubtful {
+            let Some(partition) = state.partitions.get_mut(&id).filter(|p| p.generation == generation) else {
+                continue;
+            };
+            partition.in_doubt = false;
+            // One that was committed, or recorded by a member that was expelled, begins elsewhere.
+            if let Some(InFlight { first, last }) = recorded.get(&id)
+                && partition.start == Some(*first)
+            {
+                tracing::info!(partition = id, first, last, "a range was in flight, as ClickHouse says");
+                partition.buffer.recorded(*last);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a commit is to be sent: after questions were asked there may be none yet.
+    fn is_due(&self) -> bool {
+        let state = self.shared.state.lock();
+        !self.prepared.is_empty() || state.partitions.values().any(|p| matches!(p.stage, Stage::Done { .. }))
     }
 
     /// Writes what could not be decoded to the dead letters, before its offsets can pass.
@@ -223,6 +347,7 @@ impl Committer {
             };
             let prepared = self.prepared.get(id).filter(|prepared| {
                 prepared.letters_kept
+                    && prepared.recorded
                     && prepared.generation == partition.generation
                     && !partition.revoked.is_cancelled()
             });
@@ -287,6 +412,7 @@ impl Committer {
                     partition: *id,
                     first: block.first,
                     last: block.last,
+                    mark: Some(block.mark),
                 },
                 rows: events.rows,
                 body: events.body,
@@ -322,10 +448,33 @@ impl Committer {
         if kept {
             self.shared.status.clear("metadata");
         } else {
-            let reason = "the broker drops commit metadata: at least once across failovers, not exactly once";
-            self.shared.status.set("metadata", Severity::Degraded, reason);
+            if self.shared.recall.is_some() {
+                tracing::info!("the broker drops commit metadata: ranges in flight are recorded in ClickHouse");
+            } else {
+                let reason = "the broker drops commit metadata: at least once across failovers, not exactly once";
+                self.shared.status.set("metadata", Severity::Degraded, reason);
+            }
         }
     }
+}
+
+/// Adds questions about the logs of the first `count` pieces that `partition` knows nothing of; false when there are none.
+fn ask_of(id: u32, partition: &Partition, count: usize, questions: &mut Vec<(u64, Question)>) -> bool {
+    let mut unknown: BTreeMap<WalId, i64> = BTreeMap::new();
+    for piece in partition.buffer.first(count) {
+        for wal_id in piece.wal_ids().filter(|wal_id| !partition.marks.knows(*wal_id)) {
+            let since = unknown.entry(wal_id).or_insert(i64::MAX);
+            *since = (*since).min(piece.oldest_received_at_ms);
+        }
+    }
+    let asked = !unknown.is_empty();
+    for (wal_id, received_since_ms) in unknown {
+        let question = Question { partition: id, before: partition.start, wal_id, received_since_ms };
+        if !questions.contains(&(partition.generation, question)) {
+            questions.push((partition.generation, question));
+        }
+    }
+    asked
 }
 
 /// The group went on without this member: nothing under this assignment can be committed any more.

@@ -16,6 +16,11 @@ pub(super) fn write(last: Option<u64>) -> String {
     last.map_or_else(|| PREFIX.to_owned(), |last| format!("{PREFIX}{last}"))
 }
 
+/// Whether the broker kept what was written: a commit of this engine always has metadata.
+pub(super) fn is_kept(metadata: &str) -> bool {
+    metadata.starts_with(PREFIX)
+}
+
 /// What `metadata` says: `Some(last)` for a range in flight that starts at `first`. What another program wrote, or
 /// what cannot be, is no range.
 pub(super) fn read(metadata: &str, first: u64) -> Option<u64> {

@@ -14,7 +14,11 @@ use rdkafka::{
     types::RDKafkaRespErr,
 };
 
-use super::{buffer::Piece, marker, state::Shared};
+use super::{
+    buffer::Piece,
+    marker,
+    state::{Recorded, Shared},
+};
 use crate::{
     broker::{ClientEvents, Severity, TopicWatch},
     error_chain::chain,
@@ -91,7 +95,11 @@ impl SourceContext {
                 Offset::Offset(offset) => u64::try_from(offset).ok(),
                 _ => None,
             };
-            let recorded = next.and_then(|first| marker::read(super::metadata_of(&element), first));
+            let metadata = super::metadata_of(&element);
+            let recorded = match next {
+                Some(_) if !marker::is_kept(metadata) && self.shared.recall.is_some() => Recorded::Unknown,
+                next => next.and_then(|next| marker::read(metadata, next)).map_or(Recorded::None, Recorded::Last),
+            };
             taken.push((id, next, recorded));
             let start = next.and_then(|next| i64::try_from(next).ok()).map_or(Offset::Beginning, Offset::Offset);
             if let Err(error) = starts.add_partition_offset(element.topic(), element.partition(), start) {

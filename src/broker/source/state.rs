@@ -17,7 +17,11 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::{Buffer, Piece};
+use super::{
+    buffer::{Buffer, Piece},
+    recall::Recall,
+    repeats::Marks,
+};
 use crate::{
     broker::{Settings, Status},
     dead_letters::DeadLetters,
@@ -38,11 +42,30 @@ pub(super) enum Stage {
     Done { last: u64, waiting: Vec<oneshot::Sender<()>> },
 }
 
+/// Which range of a partition was in flight when it was assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// None was.
+    None,
+    /// One that begins at the commit and ends here.
+    Last(u64),
+    /// The broker does not say.
+    Unknown,
+}
+
 /// One partition under the present assignment.
 #[derive(Debug)]
 pub(super) struct Partition {
     pub(super) generation: u64,
     pub(super) buffer: Buffer,
+    /// The first offset that this assignment reads; nothing without a commit.
+    pub(super) start: Option<u64>,
+    /// When it was assigned, Unix seconds.
+    pub(super) assigned_at: u64,
+    /// Whether a range was in flight is still to be asked of ClickHouse.
+    pub(super) in_doubt: bool,
+    /// What was read before.
+    pub(super) marks: Marks,
     /// The next offset to be read; unknown until the first message of a partition that has no commit.
     pub(super) next: Option<u64>,
     pub(super) stage: Stage,
@@ -74,6 +97,8 @@ pub(super) struct Shared {
     pub(super) dead_letters: DeadLetters,
     pub(super) status: Arc<Status>,
     pub(super) metrics: Arc<Metrics>,
+    /// Nothing in tests of the topic alone.
+    pub(super) recall: Option<Recall>,
     pub(super) state: Mutex<State>,
     /// Wakes the committer and a rebalance that waits.
     pub(super) changed: Condvar,
@@ -85,12 +110,21 @@ pub(super) struct Shared {
 impl State {
     /// Takes up `partitions` under a new generation: each with its next offset and the last offset of a range that
     /// was in flight.
-    pub(super) fn assign(&mut self, partitions: impl IntoIterator<Item = (u32, Option<u64>, Option<u64>)>) {
+    pub(super) fn assign(&mut self, partitions: impl IntoIterator<Item = (u32, Option<u64>, Recorded)>) {
         self.generation += 1;
+        let assigned_at = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
         for (id, next, recorded) in partitions {
+            let last = match recorded {
+                Recorded::Last(last) => Some(last),
+                Recorded::None | Recorded::Unknown => None,
+            };
             let partition = Partition {
                 generation: self.generation,
-                buffer: Buffer::new(recorded),
+                buffer: Buffer::new(last),
+                start: next,
+                assigned_at,
+                in_doubt: recorded == Recorded::Unknown,
+                marks: Marks::default(),
                 next,
                 stage: Stage::Idle,
                 under_way: 0,

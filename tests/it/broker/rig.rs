@@ -190,7 +190,7 @@ impl Reading {
         let health = Health::default();
         let dead_letters = letters(&home, &metrics);
         let component = health.component("source");
-        let source = KafkaSource::new(settings, limits, dead_letters, component, metrics.clone()).unwrap();
+        let source = KafkaSource::new(settings, limits, dead_letters, None, component, metrics.clone()).unwrap();
         Self { source, metrics, health, home }
     }
 

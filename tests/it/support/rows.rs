@@ -44,7 +44,7 @@ pub fn range<'a>(partition: u32, first: u64, events: impl IntoIterator<Item = Ev
         offset += 1;
     }
     Range {
-        id: RangeId { topic: "events".into(), partition, first, last: offset - 1 },
+        id: RangeId { topic: "events".into(), partition, first, last: offset - 1, mark: None },
         rows: usize::try_from(offset - first).unwrap(),
         body: Bytes::from(body),
         parked: Block::default(),

@@ -13,7 +13,15 @@ use crate::{
 const LIMITS: RangeLimits = RangeLimits { rows: 10, bytes: 1000, age: Duration::from_secs(1), expiries: 3 };
 
 fn piece(offset: u64, rows: usize, bytes: usize, expiries: &[u32], arrived: Instant) -> Piece {
+    let origin = |row: usize| Origin {
+        wal_id: WalId(Uuid::from_u128(1)),
+        wal_seq: offset,
+        wal_ordinal: u32::try_from(row).unwrap(),
+        relayed_at_ms: 0,
+    };
+    let end = |row: usize| if row + 1 == rows { bytes } else { bytes / rows * (row + 1) };
     Piece {
+        origins: (0..rows).map(|row| (origin(row), end(row))).collect(),
         offset,
         rows,
         body: vec![7; bytes],
@@ -46,7 +54,7 @@ fn each_limit_closes_a_range() {
         let mut ranges = Vec::new();
         let mut next = 0;
         while let Some(count) = buffer.ready(&LIMITS, now, false) {
-            let block = buffer.take(count, &LIMITS).unwrap();
+            let block = buffer.take(count, &LIMITS, &mut Marks::default()).unwrap();
             assert_eq!(block.first, next, "{name}");
             assert_eq!(block.last, next + count as u64 - 1, "{name}");
             next = block.last + 1;
@@ -68,7 +76,7 @@ fn age_closes_a_range_and_hurry_too() {
     assert_eq!(buffer.ready(&LIMITS, start + Duration::from_millis(999), false), None);
     assert_eq!(buffer.ready(&LIMITS, start, true), Some(2));
     assert_eq!(buffer.ready(&LIMITS, start + LIMITS.age, false), Some(2));
-    let block = buffer.take(2, &LIMITS).unwrap();
+    let block = buffer.take(2, &LIMITS, &mut Marks::default()).unwrap();
     assert_eq!((block.first, block.last, block.rows, block.oldest_received_at_ms), (5, 6, 2, 994));
     assert_eq!((buffer.size(), buffer.rows), (0, 0));
 }
@@ -87,7 +95,7 @@ fn a_recorded_range_is_formed_again_whatever_the_limits_and_the_age() {
     buffer.push(piece(13, 9, 900, &[1], start), &LIMITS);
     buffer.push(piece(14, 1, 1, &[1], start), &LIMITS);
     let count = buffer.ready(&LIMITS, start, false).unwrap();
-    let block = buffer.take(count, &LIMITS).unwrap();
+    let block = buffer.take(count, &LIMITS, &mut Marks::default()).unwrap();
     assert_eq!((block.first, block.last, block.rows), (10, 13, 36));
     assert_eq!(buffer.ready(&LIMITS, start, false), None, "from here on the limits hold");
     assert_eq!(buffer.ready(&LIMITS, late, false), Some(1));
@@ -130,4 +138,25 @@ fn a_bad_line_costs_no_good_one() {
 
     let none = Piece::decode(Carries::Events, "events", 3, 78, None, now);
     assert_eq!((none.rows, none.letters.len()), (0, 1));
+}
+
+#[test]
+fn what_was_read_before_is_left_out_and_its_offsets_pass() {
+    let now = Instant::now();
+    let mut buffer = Buffer::default();
+    let mut marks = Marks::default();
+    marks.learn(WalId(Uuid::from_u128(1)), Some((1, 0)));
+    // Record 1 has two rows, of which the first was read; then it comes a second time, and the next one behind it.
+    for (offset, record) in [(10, 1), (11, 1), (12, 2)] {
+        let mut piece = piece(record, 2, 20, &[7], now);
+        piece.offset = offset;
+        buffer.push(piece, &LIMITS);
+    }
+    assert_eq!(buffer.first(3).flat_map(Piece::wal_ids).count(), 3);
+    let block = buffer.take(3, &LIMITS, &mut marks).unwrap();
+    assert_eq!((block.first, block.last, block.rows, block.repeats, block.body.len()), (10, 12, 3, 3, 30));
+    let mut again = Buffer::default();
+    again.push(piece(2, 2, 20, &[7], now), &LIMITS);
+    let block = again.take(1, &LIMITS, &mut marks).unwrap();
+    assert_eq!((block.rows, block.repeats, block.last), (0, 2, 2));
 }

@@ -19,7 +19,7 @@ fn letter_piece(offset: u64) -> Piece {
 
 fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &CancellationToken) -> Range {
     Range {
-        id: RangeId { topic: "events".into(), partition, first, last },
+        id: RangeId { topic: "events".into(), partition, first, last, mark: None },
         rows: 1,
         body: Bytes::new(),
         parked: Block::default(),
@@ -33,7 +33,7 @@ fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &Cance
 #[test]
 fn what_was_read_before_is_not_read_twice() {
     let mut state = State::default();
-    state.assign([(0, Some(5), None)]);
+    state.assign([(0, Some(5), Recorded::None)]);
     assert!(state.push(0, letter_piece(4), &LIMITS).is_none(), "below the committed offset");
     assert_eq!(state.push(0, letter_piece(5), &LIMITS), Some(true), "its age begins to count");
     assert!(state.push(0, letter_piece(5), &LIMITS).is_none(), "read again after a seek");
@@ -44,10 +44,10 @@ fn what_was_read_before_is_not_read_twice() {
 #[test]
 fn a_commit_of_a_generation_that_is_gone_is_ignored() {
     let mut state = State::default();
-    state.assign([(0, Some(5), None)]);
+    state.assign([(0, Some(5), Recorded::None)]);
     state.partitions.get_mut(&0).unwrap().stage = Stage::Given { first: 5, last: 6 };
     let old = range(1, 0, 5, 6, &state.partitions[&0].revoked);
-    state.assign([(0, Some(5), None)]);
+    state.assign([(0, Some(5), Recorded::None)]);
     assert!(old.revoked.is_cancelled());
     state.partitions.get_mut(&0).unwrap().stage = Stage::Given { first: 5, last: 6 };
     assert!(state.done(&old).is_none());
@@ -61,7 +61,7 @@ fn a_commit_of_a_generation_that_is_gone_is_ignored() {
 #[test]
 fn a_revoke_withdraws_what_nobody_has_and_waits_for_what_somebody_has() {
     let mut state = State::default();
-    state.assign([(0, Some(0), None), (1, Some(0), None), (2, Some(0), None)]);
+    state.assign([(0, Some(0), Recorded::None), (1, Some(0), Recorded::None), (2, Some(0), Recorded::None)]);
     for id in [0, 1] {
         state.partitions.get_mut(&id).unwrap().stage = Stage::Given { first: 0, last: 1 };
     }
@@ -82,7 +82,7 @@ fn a_revoke_withdraws_what_nobody_has_and_waits_for_what_somebody_has() {
 #[test]
 fn a_member_that_was_expelled_lets_everything_go() {
     let mut state = State::default();
-    state.assign([(0, Some(0), None), (1, Some(0), None)]);
+    state.assign([(0, Some(0), Recorded::None), (1, Some(0), Recorded::None)]);
     for id in [0, 1] {
         state.partitions.get_mut(&id).unwrap().stage = Stage::Given { first: 0, last: 1 };
     }
@@ -97,7 +97,7 @@ fn a_member_that_was_expelled_lets_everything_go() {
 #[test]
 fn memory_is_bounded_and_given_back() {
     let mut state = State::default();
-    state.assign([(0, Some(0), None), (1, Some(0), Some(100))]);
+    state.assign([(0, Some(0), Recorded::None), (1, Some(0), Recorded::Last(100))]);
     for offset in 0..10 {
         assert!(state.push(0, letter_piece(offset), &LIMITS).is_some());
         assert!(state.push(1, letter_piece(offset), &LIMITS).is_some());

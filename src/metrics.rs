@@ -250,6 +250,10 @@ catalogue! {
     sink_parked_rows: Counter = Counter::default();
     /// Rows that were left out of inserts, by reason.
     sink_left_out: Family<LeftOutLabels, Counter> = Family::default();
+    /// Ranges whose rows were counted in ClickHouse, because nobody knew whether they were stored.
+    sink_recounts: Counter = Counter::default();
+    /// Rows that ClickHouse had lost of an insert, and that were put back.
+    sink_mended_rows: Counter = Counter::default();
     /// Inserts acknowledged.
     sink_inserts: Counter = Counter::default();
     /// Duration of an insert, retries apart.

@@ -117,6 +117,40 @@ pub fn decode(encoded: &[u8]) -> Result<Row<'_>, BinaryError> {
     if input.is_empty() { Ok(row) } else { Err(BinaryError::TrailingBytes { count: input.len() }) }
 }
 
+/// Tenant and event id, and where the row comes from, as a query of these columns in this order answers; moves `input` past
+/// them.
+///
+/// # Errors
+/// [`BinaryError`] when the bytes do not begin with them.
+pub fn read_identity(input: &mut &[u8]) -> Result<((TenantId, EventId), Origin), BinaryError> {
+    let tenant_id = TenantId::read_binary(input, "tenant_id")?;
+    let event_id = EventId::read_binary(input, "event_id")?;
+    Ok(((tenant_id, event_id), Origin::read_binary(input)?))
+}
+
+/// Which event a row of an insert is, when it was received and where it comes from, moving `input` past it.
+///
+/// # Errors
+/// [`BinaryError`] when the bytes do not begin with a row as [`write_insert_row`] wrote it.
+pub fn read_insert_origin(table: Table, input: &mut &[u8]) -> Result<((TenantId, EventId), i64, Origin), BinaryError> {
+    let (event, received_at_ms) = match table {
+        Table::Events => {
+            let row = EventRow::read_binary(input)?;
+            ((row.tenant_id, row.event_id), row.received_at_ms)
+        }
+        Table::Parked | Table::Released => {
+            let row = ParkedRow::read_binary(input)?;
+            ((row.tenant_id, row.event_id), row.received_at_ms)
+        }
+    };
+    let origin = Origin::read_binary(input)?;
+    Position::read_binary(input)?;
+    if table == Table::Released {
+        binary::take(input, 1, "released")?;
+    }
+    Ok((event, received_at_ms, origin))
+}
+
 /// Layout and columns of an encoded row. The columns are ready to be copied into an insert.
 fn columns(encoded: &[u8]) -> Result<(u8, &[u8]), BinaryError> {
     match encoded.split_first() {

@@ -13,13 +13,19 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Settings, arrival, arrival::Arrival, report::Report, source::Range};
+use super::{
+    Settings, arrival,
+    arrival::Arrival,
+    recount::{self, RecountError, Stored},
+    report::Report,
+    source::Range,
+};
 use crate::{
     clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
     erasure::{Erasures, Set},
     metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
-    row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS},
+    row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS, Table},
 };
 
 /// How the storing of a range ended.
@@ -45,9 +51,23 @@ pub(super) enum AttemptError {
     /// Tables of plugins are not there (yet).
     #[error(transparent)]
     Plugins(#[from] TablesError),
+    /// Whether the rows are there is not known.
+    #[error(transparent)]
+    Recount(#[from] RecountError),
     /// What is to be inserted cannot be read, so that nobody knows what of it was erased.
     #[error("the rows of the range cannot be read")]
     Rows(#[from] BinaryError),
+}
+
+impl AttemptError {
+    /// Whether rows may have been stored all the same.
+    fn leaves_doubt(&self) -> bool {
+        match self {
+            Self::Query(error) => matches!(error.kind(), Kind::Infrastructure | Kind::ViewPush { .. }),
+            Self::Recount(_) => true,
+            Self::Schema(_) | Self::Plugins(_) | Self::Rows(_) => false,
+        }
+    }
 }
 
 /// The tables of plugins, which stand before a row that needs them is inserted.
@@ -99,11 +119,13 @@ impl Inserter {
     pub(super) async fn store(&self, range: &Range, stop: &CancellationToken) -> Outcome {
         let mut pause = self.settings.retry_first;
         let mut attempts = 0_u32;
+        // Of a range that another process may have stored, or an attempt that nobody answered, the rows are counted.
+        let mut in_doubt = range.replayed;
         loop {
             let attempt = tokio::select! {
                 biased;
                 () = range.revoked.cancelled() => Err(None),
-                result = self.attempt(range) => result.map_err(Some),
+                result = self.attempt(range, in_doubt) => result.map_err(Some),
             };
             match attempt {
                 Ok((arrival, took)) => {
@@ -115,6 +137,7 @@ impl Inserter {
                     return Outcome::Revoked;
                 }
                 Err(Some(error)) => {
+                    in_doubt |= error.leaves_doubt();
                     attempts = attempts.saturating_add(1);
                     self.metrics.error("sink");
                     self.report.failed(&range.id, attempts, &error);
@@ -132,7 +155,7 @@ impl Inserter {
         }
     }
 
-    async fn attempt(&self, range: &Range) -> Result<(Arrival, Duration), AttemptError> {
+    async fn attempt(&self, range: &Range, in_doubt: bool) -> Result<(Arrival, Duration), AttemptError> {
         if self.schema_in_doubt.load(Relaxed) {
             match self.schema.verify().await {
                 // A newer schema has every column that this version knows.
@@ -163,8 +186,29 @@ impl Inserter {
             let settings = insert_settings(&range.id, block.rows);
             self.noted(self.client.insert(statement, &settings, block.body.clone()).await)?;
         }
+        if in_doubt {
+            self.recount(range, &arrival).await?;
+        }
         drop(erased);
         Ok((arrival, started.elapsed()))
+    }
+
+    /// Puts back what ClickHouse has lost of a range that it says it has.
+    async fn recount(&self, range: &Range, arrival: &Arrival) -> Result<(), AttemptError> {
+        let token = range.id.to_string();
+        let tables = [
+            ("events", Table::Events, EVENT_COLUMNS, &arrival.events),
+            ("parked_events", Table::Parked, PARKED_COLUMNS, &arrival.parked),
+        ];
+        for (name, table, columns, block) in tables {
+            if block.rows > 0 {
+                let stored = Stored { name, table, columns, block, token: &token };
+                let missing = recount::mend(&self.client, &stored).await?;
+                self.metrics.sink_mended_rows.inc_by(missing as u64);
+            }
+        }
+        self.metrics.sink_recounts.inc();
+        Ok(())
     }
 
     /// Remembers that the schema must be looked at when ClickHouse may not be the one that it was.

@@ -20,6 +20,7 @@
 
 mod arrival;
 mod insert;
+mod recount;
 mod report;
 pub mod source;
 pub mod wal_source;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::{insert::AttemptError, source::RangeId};
+use super::{insert::AttemptError, recount::RecountError, source::RangeId};
 use crate::{
     clickhouse::{Kind, MigrateError, QueryError},
     error_chain::chain,
@@ -42,7 +42,8 @@ impl Report {
                 Some(query) if *query.kind() == Kind::Infrastructure && query.code().is_none() => self.explain(query),
                 _ => (true, error.to_string()),
             },
-            AttemptError::Rows(error) => (false, chain(error)),
+            AttemptError::Recount(RecountError::Query(error)) => self.explain(error),
+            AttemptError::Rows(error) | AttemptError::Recount(RecountError::Rows(error)) => (false, chain(error)),
             AttemptError::Schema(error) => {
                 (true, format!("database {} is not complete (has ClickHouse lost its data?): {error}", self.database))
             }

@@ -80,6 +80,8 @@ pub struct Range {
     pub oldest_received_at_ms: i64,
     /// When the first of the rows expires, in Unix seconds.
     pub first_expiry: u32,
+    /// Whether the range was given out before, by this process or another: nobody knows whether it was stored.
+    pub replayed: bool,
     /// The assignment under which the range was formed: 0 for the log, growing with every rebalance of a group.
     pub generation: u64,
     /// Cancelled when the partition is taken away: the insert is then somebody else's to repeat.

@@ -199,7 +199,7 @@ impl Source for WalSource {
         // Nobody else reads this log: it stays ours, in its place, and is given out again.
         let (id, revoked) = (range.id.clone(), CancellationToken::new());
         let (body, parked) = (range.body.clone(), range.parked.clone());
-        self.again.push_back(Range { id, body, parked, revoked, ..*range });
+        self.again.push_back(Range { id, body, parked, revoked, replayed: true, ..*range });
     }
 }
 
@@ -210,12 +210,12 @@ impl Drop for WalSource {
 }
 
 fn give_out(formed: Formed) -> (InFlight, Range) {
-    let Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry } = formed;
+    let Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry, replayed } = formed;
     let id = RangeId { topic: format!("wal/{wal_id}"), partition: 0, first: first.0, last: last.0, mark: None };
     let revoked = CancellationToken::new();
     let parked = Block { rows: parked.count, body: Bytes::from(parked.body) };
     let (rows, body) = (events.count, Bytes::from(events.body));
-    let range = Range { id, rows, body, parked, oldest_received_at_ms, first_expiry, generation: 0, revoked };
+    let range = Range { id, rows, body, parked, oldest_received_at_ms, first_expiry, replayed, generation: 0, revoked };
     (InFlight { wal_id, first, last }, range)
 }
 

@@ -147,6 +147,8 @@ pub(super) struct Block {
     pub(super) body: Vec<u8>,
     pub(super) oldest_received_at_ms: i64,
     pub(super) first_expiry: u32,
+    /// It was recorded by an earlier owner of the partition.
+    pub(super) replayed: bool,
     /// Rows that were read before, and are not in `body`.
     pub(super) repeats: usize,
     /// Tells the range from one of the same offsets of a topic that was made anew.
@@ -260,6 +262,7 @@ impl Buffer {
             body: Vec::with_capacity(body),
             oldest_received_at_ms: i64::MAX,
             first_expiry: row::EXPIRES_NEVER,
+            replayed: self.recorded.is_some_and(|last| last >= first),
             repeats: 0,
             mark: self.pieces.iter().find_map(Piece::mark).unwrap_or(0),
             letters: Vec::new(),

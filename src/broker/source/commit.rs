@@ -419,6 +419,7 @@ impl Committer {
                 parked,
                 oldest_received_at_ms: block.oldest_received_at_ms,
                 first_expiry: block.first_expiry,
+                replayed: block.replayed,
                 generation: entry.generation,
                 revoked: partition.revoked.clone(),
             });

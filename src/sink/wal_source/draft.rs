@@ -50,6 +50,8 @@ pub(super) struct Formed {
     pub(super) parked: Rows,
     pub(super) oldest_received_at_ms: i64,
     pub(super) first_expiry: u32,
+    /// It was given out by an earlier process.
+    pub(super) replayed: bool,
 }
 
 /// What became of a record.
@@ -159,7 +161,7 @@ impl Draft {
     pub(super) fn finish(self) -> Formed {
         let Self { wal_id, first, last, events, parked, oldest_received_at_ms, expiries } = self;
         let first_expiry = expiries.into_iter().min().unwrap_or(row::EXPIRES_NEVER);
-        Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry }
+        Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry, replayed: false }
     }
 }
 

@@ -83,7 +83,7 @@ impl Former {
         // A repeat carries the name that it had, so that its token is the same even if some of its records are gone
         // (they were removed after the commit, or damaged).
         Ok(match replay {
-            Some(old) => Formed { first: old.first, last: old.last, ..formed },
+            Some(old) => Formed { first: old.first, last: old.last, replayed: true, ..formed },
             None => formed,
         })
     }

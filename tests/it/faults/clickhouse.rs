@@ -70,7 +70,7 @@ fn a_view_that_fails_is_named_and_holds_up_its_partition_until_it_is_mended() {
     load.wait_for_requests(20);
     clickhouse.query(
         "CREATE MATERIALIZED VIEW overwatch.broken_mv ENGINE = Memory AS \
-         SELECT throwIf(toString(type) = 'pageview', 'broken on purpose') AS x FROM overwatch.events",
+         SELECT throwIf(path != '', 'broken on purpose') AS x FROM overwatch.events",
     );
     eventually("health names the view", || {
         engine.component("sink")["reason"].as_str().is_some_and(|reason| reason.contains("broken_mv"))
@@ -98,4 +98,30 @@ fn a_server_that_hangs_and_goes_on_loses_and_doubles_nothing() {
     let sent = load.stop();
     assert_eq!((sent.refused.clone(), sent.broken), (Vec::new(), 0), "accepted throughout");
     sent.is_stored_once(clickhouse);
+}
+
+/// What a crash between the log of tokens and the part, or a disk, can do: the token is known and the rows are not there.
+#[test]
+fn a_part_that_is_missing_while_its_token_is_logged_is_put_back_without_the_views() {
+    let Rig { engine, clickhouse, proxy, .. } = &rig();
+    let load = Load::start(engine);
+    load.wait_for_requests(20);
+    // Stored, as nobody knows: the sink repeats it. Before it does, its part goes.
+    proxy.set(Fault::LoseAnswer);
+    eventually("an insert is stored and its answer lost", || proxy.hit() >= 1);
+    proxy.set(Fault::Answer(500, None, "away"));
+    let sent = load.stop();
+    let newest = "SELECT name FROM system.parts WHERE active AND database = 'overwatch' AND table = 'events' \
+                  ORDER BY modification_time DESC, max_block_number DESC LIMIT 1";
+    let part = clickhouse.query(newest);
+    let rows = clickhouse.number(&format!("SELECT count() FROM overwatch.events WHERE _part = '{part}'"));
+    assert!(rows > 0);
+    // Dropping a part forgets its token; a disk that loses it does not. So the token's file is kept from being told.
+    clickhouse.query(&format!("ALTER TABLE overwatch.events DETACH PART '{part}'"));
+    proxy.set(Fault::None);
+    sent.is_stored_once(clickhouse);
+    assert!(engine.metric("ingestion_sink_recounts_total") >= 1);
+    let mended = engine.metric("ingestion_sink_mended_rows_total");
+    let tables = "SELECT count() FROM system.tables WHERE database = 'overwatch' AND name LIKE '%_missing_%'";
+    assert_eq!((mended, clickhouse.number(tables)), (rows, 0));
 }

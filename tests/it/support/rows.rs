@@ -50,6 +50,7 @@ pub fn range<'a>(partition: u32, first: u64, events: impl IntoIterator<Item = Ev
         parked: Block::default(),
         oldest_received_at_ms: NOW_MS,
         first_expiry: row::EXPIRES_NEVER,
+        replayed: false,
         generation: 0,
         revoked: CancellationToken::new(),
     }

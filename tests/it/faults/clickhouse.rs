@@ -16,22 +16,26 @@ struct Rig {
     clickhouse: ClickHouse,
     server: Server,
     proxy: FaultProxy,
-    _home: tempfile::TempDir,
+    home: tempfile::TempDir,
 }
 
 /// An engine whose inserts go through a proxy. They are given up after some seconds, so that a server that hangs is met.
 fn rig() -> Rig {
+    rig_with("")
+}
+
+fn rig_with(sink: &str) -> Rig {
     let home = tempfile::tempdir().unwrap();
     let server = Server::start(&home.path().join("clickhouse"));
     let proxy = FaultProxy::start(server.port);
     let setup = Setup::new(home.path())
-        .config("[clickhouse]\ninsert_timeout = \"5s\"\n[sink]\nmax_age = \"50ms\"")
+        .config(&format!("[clickhouse]\ninsert_timeout = \"5s\"\n[sink]\nmax_age = \"50ms\"\n{sink}"))
         .env("INGESTION_CLICKHOUSE_URL", proxy.url());
     let engine = setup.start();
     eventually("all is up", || engine.get("/health").json()["status"] == "up");
     let clickhouse = ClickHouse::at(&format!("http://127.0.0.1:{}", server.port));
     clickhouse.stop_merges();
-    Rig { engine, clickhouse, server, proxy, _home: home }
+    Rig { engine, clickhouse, server, proxy, home }
 }
 
 #[test]
@@ -103,25 +107,31 @@ fn a_server_that_hangs_and_goes_on_loses_and_doubles_nothing() {
 /// What a crash between the log of tokens and the part, or a disk, can do: the token is known and the rows are not there.
 #[test]
 fn a_part_that_is_missing_while_its_token_is_logged_is_put_back_without_the_views() {
-    let Rig { engine, clickhouse, proxy, .. } = &rig();
-    let load = Load::start(engine);
+    let Rig { engine, clickhouse, mut server, proxy, home } = rig_with("inserts_in_flight = 1");
+    let load = Load::start(&engine);
     load.wait_for_requests(20);
-    // Stored, as nobody knows: the sink repeats it. Before it does, its part goes.
+    // Stored, as nobody knows: the sink repeats it. Before it does, the part is gone and its token is not.
     proxy.set(Fault::LoseAnswer);
-    eventually("an insert is stored and its answer lost", || proxy.hit() >= 1);
+    eventually("an insert is stored and its answer lost", || proxy.lost() >= 1);
     proxy.set(Fault::Answer(500, None, "away"));
     let sent = load.stop();
-    let newest = "SELECT name FROM system.parts WHERE active AND database = 'overwatch' AND table = 'events' \
-                  ORDER BY modification_time DESC, max_block_number DESC LIMIT 1";
-    let part = clickhouse.query(newest);
-    let rows = clickhouse.number(&format!("SELECT count() FROM overwatch.events WHERE _part = '{part}'"));
-    assert!(rows > 0);
-    // Dropping a part forgets its token; a disk that loses it does not. So the token's file is kept from being told.
-    clickhouse.query(&format!("ALTER TABLE overwatch.events DETACH PART '{part}'"));
+    // Inserts go one after the other here: the newest part is that insert's.
+    let newest = "SELECT concat(path, ' ', toString(rows)) FROM system.parts WHERE active AND database = 'overwatch' \
+                  AND table = 'events' ORDER BY max_block_number DESC LIMIT 1";
+    let newest = clickhouse.query(newest);
+    let (part, rows) = newest.rsplit_once(' ').unwrap();
+    signal(server.process.id(), "KILL");
+    server.process.wait().unwrap();
+    std::fs::remove_dir_all(part).unwrap();
+    let server = Server::start(&home.path().join("clickhouse"));
+    let clickhouse = ClickHouse::at(&format!("http://127.0.0.1:{}", server.port));
+    clickhouse.stop_merges();
+    proxy.retarget(server.port);
     proxy.set(Fault::None);
-    sent.is_stored_once(clickhouse);
+
+    sent.is_stored_once(&clickhouse);
     assert!(engine.metric("ingestion_sink_recounts_total") >= 1);
     let mended = engine.metric("ingestion_sink_mended_rows_total");
     let tables = "SELECT count() FROM system.tables WHERE database = 'overwatch' AND name LIKE '%_missing_%'";
-    assert_eq!((mended, clickhouse.number(tables)), (rows, 0));
+    assert_eq!((mended, clickhouse.number(tables)), (rows.parse().unwrap(), 0));
 }

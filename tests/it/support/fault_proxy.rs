@@ -27,10 +27,11 @@ pub enum Fault {
 }
 
 struct Shared {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     fault: Mutex<Fault>,
     hit: AtomicUsize,
     inserts: AtomicUsize,
+    lost: AtomicUsize,
     closed: AtomicBool,
 }
 
@@ -46,10 +47,11 @@ impl FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            target: SocketAddr::from(([127, 0, 0, 1], port)),
+            target: Mutex::new(SocketAddr::from(([127, 0, 0, 1], port))),
             fault: Mutex::new(Fault::None),
             hit: AtomicUsize::new(0),
             inserts: AtomicUsize::new(0),
+            lost: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         });
         thread::spawn({
@@ -78,9 +80,19 @@ impl FaultProxy {
         self.shared.hit.store(0, Ordering::SeqCst);
     }
 
+    /// Forwards to ClickHouse on another port from now on.
+    pub fn retarget(&self, port: u16) {
+        self.shared.target.lock().unwrap().set_port(port);
+    }
+
     /// How many inserts have met the fault.
     pub fn hit(&self) -> usize {
         self.shared.hit.load(Ordering::SeqCst)
+    }
+
+    /// How many inserts have taken effect without an answer.
+    pub fn lost(&self) -> usize {
+        self.shared.lost.load(Ordering::SeqCst)
     }
 
     /// How many inserts were forwarded and answered.
@@ -121,7 +133,8 @@ impl Shared {
                 Fault::Slow(pause) => thread::sleep(pause),
                 Fault::None | Fault::LoseAnswer | Fault::CutInTheMiddle => {}
             }
-            let mut server = TcpStream::connect(self.target)?;
+            let target = *self.target.lock().unwrap();
+            let mut server = TcpStream::connect(target)?;
             server.write_all(head.as_bytes())?;
             if fault == Fault::CutInTheMiddle {
                 server.write_all(&body[..body.len() / 2])?;
@@ -131,6 +144,7 @@ impl Shared {
             let mut from_server = BufReader::new(server);
             let Some((head, body)) = read_message(&mut from_server)? else { return Ok(()) };
             if fault == Fault::LoseAnswer {
+                self.lost.fetch_add(1, Ordering::SeqCst);
                 return Ok(());
             }
             answers.write_all(head.as_bytes())?;

@@ -1,6 +1,8 @@
 -- For brokers that drop the metadata of a consumer group's commits: which range of a partition is in flight, recorded before
 -- its insert, so that whoever reads the partition next forms the same range again. Where the broker keeps metadata, nothing
--- is written here. `version` grows with the assignment and within it: the record of a member that was expelled loses.
+-- is written here. One range of a partition begins at its committed offset, so that is what it is looked up by: a range that
+-- was recorded after it, by a member that then could not commit, does not hide it. `version` grows with the assignment and
+-- within it: of two ranges that begin at one offset, that of a member that was expelled loses.
 
 CREATE TABLE IF NOT EXISTS ${database}.sink_ranges ${on_cluster}
 (
@@ -13,6 +15,6 @@ CREATE TABLE IF NOT EXISTS ${database}.sink_ranges ${on_cluster}
     recorded_at DateTime('UTC') DEFAULT now('UTC')
 )
 ENGINE = ${replicated}ReplacingMergeTree(version)
-ORDER BY (topic, consumers, partition)
-TTL recorded_at + INTERVAL 90 DAY
+ORDER BY (topic, consumers, partition, first)
+TTL recorded_at + INTERVAL 30 DAY
 SETTINGS ${settings};

@@ -1,4 +1,5 @@
 //! The faults that must be survived, each under load: every acknowledged event is stored once, in the rows and in the views.
 
+mod broker;
 mod clickhouse;
 mod engine;

@@ -256,27 +256,25 @@ impl Committer {
 
     /// Finds out which ranges were in flight in partitions whose commits came without metadata.
     fn settle_doubts(&self, recall: &Recall) -> Result<(), QueryError> {
-        let in_doubt = |state: &State| -> Vec<(u32, u64)> {
+        let doubtful: Vec<(u32, u64, Option<u64>)> = {
+            let state = self.shared.state.lock();
             let doubtful = state.partitions.iter().filter(|(_, partition)| partition.in_doubt);
-            doubtful.map(|(id, partition)| (*id, partition.generation)).collect()
+            doubtful.map(|(id, partition)| (*id, partition.generation, partition.start)).collect()
         };
-        let doubtful = in_doubt(&self.shared.state.lock());
         if doubtful.is_empty() {
             return Ok(());
         }
-        let ids: Vec<u32> = doubtful.iter().map(|(id, _)| *id).collect();
-        let recorded = recall.in_flight(&self.shared.settings.topic, &self.shared.settings.group, &ids)?;
+        let starts: Vec<(u32, u64)> =
+            doubtful.iter().filter_map(|(id, _, start)| start.map(|start| (*id, start))).collect();
+        let recorded = recall.in_flight(&self.shared.settings.topic, &self.shared.settings.group, &starts)?;
         let mut state = self.shared.state.lock();
-        for (id, generation) in doubtful {
+        for (id, generation, start) in doubtful {
             let Some(partition) = state.partitions.get_mut(&id).filter(|p| p.generation == generation) else {
                 continue;
             };
             partition.in_doubt = false;
-            // One that was committed, or recorded by a member that was expelled, begins elsewhere.
-            if let Some(InFlight { first, last }) = recorded.get(&id)
-                && partition.start == Some(*first)
-            {
-                tracing::info!(partition = id, first, last, "a range was in flight, as ClickHouse says");
+            if let Some(last) = recorded.get(&id) {
+                tracing::info!(partition = id, first = start, last, "a range was in flight, as ClickHouse says");
                 partition.buffer.recorded(*last);
             }
         }

@@ -40,7 +40,6 @@ pub(super) struct Question {
 #[derive(clickhouse::Row, Deserialize)]
 struct Recorded {
     partition: u32,
-    first: u64,
     last: u64,
 }
 
@@ -78,26 +77,24 @@ impl Recall {
         Ok(marks.first().filter(|mark| mark.rows > 0).map(|mark| (mark.seq, mark.ordinal)))
     }
 
-    /// The ranges of `partitions` that were recorded last.
+    /// The ranges that were recorded last of those that begin at these offsets, by partition.
     pub(super) fn in_flight(
         &self,
         topic: &str,
         group: &str,
-        partitions: &[u32],
-    ) -> Result<BTreeMap<u32, InFlight>, QueryError> {
-        let list = partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        starts: &[(u32, u64)],
+    ) -> Result<BTreeMap<u32, u64>, QueryError> {
+        let list =
+            starts.iter().map(|(partition, first)| format!("({partition}, {first})")).collect::<Vec<_>>().join(", ");
         let sql = format!(
-            "SELECT partition, argMax(r.first, r.version) AS first, argMax(r.last, r.version) AS last FROM {} AS r \
-             WHERE topic = {} AND consumers = {} AND partition IN ({list}) GROUP BY partition",
+            "SELECT partition, argMax(r.last, r.version) AS last FROM {} AS r \
+             WHERE topic = {} AND consumers = {} AND (partition, first) IN ({list}) GROUP BY partition",
             self.table("sink_ranges"),
             quote_text(topic),
             quote_text(group)
         );
         let recorded = self.runtime.block_on(self.client.fetch::<Recorded>(&sql))?;
-        Ok(recorded
-            .into_iter()
-            .map(|Recorded { partition, first, last }| (partition, InFlight { first, last }))
-            .collect())
+        Ok(recorded.into_iter().map(|Recorded { partition, last }| (partition, last)).collect())
     }
 
     /// Records ranges that are about to be given out, durably, each with its version.

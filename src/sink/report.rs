@@ -37,12 +37,13 @@ impl Report {
     /// Notes a failed attempt.
     pub(super) fn failed(&self, range: &RangeId, attempts: u32, error: &AttemptError) {
         let (general, cause) = match error {
-            AttemptError::Query(error) | AttemptError::Schema(MigrateError::Records(error)) => self.explain(error),
+            AttemptError::Query(error)
+            | AttemptError::Schema(MigrateError::Records(error))
+            | AttemptError::Recount(RecountError::Query(error)) => self.explain(error),
             AttemptError::Plugins(error) => match error.query() {
                 Some(query) if *query.kind() == Kind::Infrastructure && query.code().is_none() => self.explain(query),
                 _ => (true, error.to_string()),
             },
-            AttemptError::Recount(RecountError::Query(error)) => self.explain(error),
             AttemptError::Rows(error) | AttemptError::Recount(RecountError::Rows(error)) => (false, chain(error)),
             AttemptError::Schema(error) => {
                 (true, format!("database {} is not complete (has ClickHouse lost its data?): {error}", self.database))

@@ -446,13 +446,11 @@ impl Committer {
         self.keeps_metadata = Some(kept);
         if kept {
             self.shared.status.clear("metadata");
+        } else if self.shared.recall.is_some() {
+            tracing::info!("the broker drops commit metadata: ranges in flight are recorded in ClickHouse");
         } else {
-            if self.shared.recall.is_some() {
-                tracing::info!("the broker drops commit metadata: ranges in flight are recorded in ClickHouse");
-            } else {
-                let reason = "the broker drops commit metadata: at least once across failovers, not exactly once";
-                self.shared.status.set("metadata", Severity::Degraded, reason);
-            }
+            let reason = "the broker drops commit metadata: at least once across failovers, not exactly once";
+            self.shared.status.set("metadata", Severity::Degraded, reason);
         }
     }
 }

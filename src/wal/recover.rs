@@ -302,7 +302,7 @@ fn window_of(
     let mut window = Window::new(settings, secret, jiff::Timestamp::now().as_millisecond());
     let mut segments = window.files().map_err(failed("read the dedup window in"))?;
     // From the newest on, until one began before the window: what is older is all out of it.
-    let mut rescanned = 0;
+    let (mut rescanned, mut without_file) = (0, Vec::new());
     for generation in generations.iter().rev() {
         if !segments.contains_key(&generation.ordinal) && rescanned < settings.dedup_ids {
             let mut rescan = Rescan::new(&window, generation.ordinal);
@@ -312,12 +312,23 @@ fn window_of(
             let segment = rescan.finish();
             rescanned += segment.len();
             segments.insert(generation.ordinal, segment);
+            without_file.push(generation.ordinal);
         }
         if generation.received_at_ms.load(Relaxed) < window.begins_at_ms() {
             break;
         }
     }
     window.restore(segments.into_values());
+    // Before their records can go.
+    for save in without_file.into_iter().filter_map(|ordinal| window.save(ordinal)) {
+        if let Err(error) = save.run() {
+            metrics.error("wal");
+            tracing::error!(
+                %error,
+                "the dedup window is not saved: after a crash, resends of some events may be stored a second time"
+            );
+        }
+    }
     for file in window.garbage() {
         // What stays is tried again at the next open.
         if let Err(error) = fs::remove_file(&file) {

@@ -7,8 +7,8 @@
 //!
 //! # What is durable
 //! The ids are in the records: they are written in the same batch and survive whatever these survive. When a generation is
-//! full its ids are also written to a file of their own, so that they outlive its records, and an open decompresses at
-//! most the generation that was being written. Answers are written in the same batch, under keys that no record has.
+//! full its ids are also written to a file of their own, so that they outlive its records; an open decompresses at most the
+//! generation that was being written, and then writes its file. Answers are written in the same batch, under keys that no record has.
 //!
 //! ```text
 //! wal/window/<ordinal>   "IWW1" | CRC32C of the rest | secret's mark: u64
@@ -403,7 +403,7 @@ impl Window {
 
     /// What is to be saved of the generation `ordinal`, which is full.
     pub(super) fn save(&self, ordinal: u64) -> Option<Save> {
-        let segment = self.segments.back().filter(|segment| segment.ordinal == ordinal && !segment.is_gone())?;
+        let segment = self.segments.iter().rfind(|segment| segment.ordinal == ordinal && !segment.is_gone())?;
         Some(Save { path: path(&self.dir, ordinal), segment: segment.clone(), mark: self.mark() })
     }
 

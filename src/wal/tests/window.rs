@@ -116,6 +116,23 @@ async fn ids_outlive_their_records_and_a_crash() {
     }
 }
 
+/// Found by the model: what an open had read from the records went with them.
+#[tokio::test]
+async fn ids_that_were_read_from_records_outlive_these_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = open(small(dir.path()));
+    let last = rig.wal.append(events(TENANT, [13], 0)).await.unwrap().last;
+    let killed = image(dir.path());
+    rig.wal.close().await.unwrap();
+    let rig = open(small(killed.path()));
+    rig.wal.truncate_through(last);
+    rig.wal.close().await.unwrap();
+    let rig = open(small(killed.path()));
+    assert_eq!(generations(killed.path()).len(), 1, "only the new one");
+    assert_eq!(send(&rig, [13]).await, 1);
+    rig.wal.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_too_old_or_too_many_is_forgotten_with_its_files() {
     let dir = tempfile::tempdir().unwrap();

@@ -71,7 +71,8 @@ fn history() -> Vec<Value> {
 #[test]
 fn every_query_of_the_readme_answers_what_is_right() {
     let home = tempfile::tempdir().unwrap();
-    let setup = Setup::new(home.path());
+    // Without the dedup window: a client that sends again after hours is outside of it.
+    let setup = Setup::new(home.path()).config("[dedup]\nwindow = \"0s\"");
     let tenants = tenant_section(OURS, &["ours"], "") + &tenant_section(THEIRS, &["theirs"], "");
     std::fs::write(setup.tenants_file(), tenants).unwrap();
     let engine = setup.start();
@@ -81,7 +82,7 @@ fn every_query_of_the_readme_answers_what_is_right() {
     };
     let ours = history();
     send("ours", &ours);
-    // The same again, as a client that retries does: `events_unique` and what is made of it count it once.
+    // The same again, as a client that retries late does: `events_unique` and what is made of it count it once.
     send("ours", &ours[..1]);
     send("theirs", &history());
     let now = jiff::Timestamp::now().to_string();

@@ -55,7 +55,7 @@ impl FolderLock {
     /// [`LockError::Held`] names the holder.
     pub fn acquire(folder: &Path, patience: Duration) -> Result<Self, LockError> {
         let failed = |source| LockError::Io { folder: folder.to_owned(), source };
-        fs::create_dir_all(folder).map_err(failed)?;
+        create_folder(folder).map_err(failed)?;
         let path = folder.join(FILE);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
@@ -79,6 +79,21 @@ impl FolderLock {
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
         Ok(Self { _file: file })
     }
+}
+
+/// Creates `folder` and the folders above it that are missing, durably: what is synced in a folder is lost when the
+/// folder's own name is.
+pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().unwrap_or(Path::new(""));
+    create_folder(parent)?;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    File::open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?.sync_all()
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ fn the_clickhouse_child_killed_under_load_is_restarted_and_all_arrives() {
 }
 
 /// The only child of the engine's process: its embedded ClickHouse.
-fn child_of(pid: u32) -> u32 {
+pub fn child_of(pid: u32) -> u32 {
     let mut child = None;
     eventually("the engine has a child", || {
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();

@@ -26,6 +26,7 @@ mod parked;
 mod plugin_registry;
 mod plugin_tables;
 mod plugins;
+mod power_loss;
 mod quotas;
 mod retention;
 mod sink;

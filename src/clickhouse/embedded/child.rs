@@ -14,14 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    access,
+    access, durable,
     engine::{Engine, OpenError},
     facade::{self, Facade},
     handshake::{Message, NONCE_VARIABLE},
 };
 use crate::{
     error_chain::chain,
-    folder_lock::{FolderLock, LockError},
+    folder_lock::{FolderLock, LockError, create_folder},
 };
 
 /// How long a predecessor on the same path may take to exit.
@@ -217,7 +217,7 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
         return Err(ChildError::LibraryMissing { path: library });
     }
     let unusable = |source| ChildError::Path { path: path.clone(), source };
-    std::fs::create_dir_all(&path).map_err(unusable)?;
+    create_folder(&path).map_err(unusable)?;
     let path = path.canonicalize().map_err(unusable)?;
     let lock = FolderLock::acquire(&path, LOCK_PATIENCE)?;
     let own_port_file = path.join(PORT_FILE);
@@ -237,6 +237,7 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     let users = access::write_users(&path).map_err(unusable)?;
     let users = format!("--users_config={}", users.display());
     let options: Vec<&str> = ENGINE_OPTIONS.iter().copied().chain([users.as_str()]).collect();
+    durable::forget_lost(&path).map_err(unusable)?;
     let engine =
         Engine::open(&library, &path, &options).map_err(|source| ChildError::Open { path: path.clone(), source })?;
     let facade = Facade::new(engine, nonce.as_deref());
@@ -377,7 +378,7 @@ fn end_with_parent(orphaned: &CancellationToken) {
 }
 
 /// Ends the process without running exit handlers.
-fn end_now() {
+pub(super) fn end_now() {
     let ended = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     if ended.is_err() {
         std::process::abort();

@@ -5,7 +5,7 @@ use std::{ffi::CString, path::Path};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::ffi;
+use super::{durable::Keeper, ffi};
 
 /// An error as a ClickHouse server would word it, with its number.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -98,12 +98,14 @@ pub(super) struct Engine {
     anchor: Mutex<Connection>,
     version: String,
     timezone: String,
+    keeper: Keeper,
 }
 
 impl Engine {
     /// Loads `library` and opens the tables under `path`.
     pub(super) fn open(library: &Path, path: &Path, options: &[&str]) -> Result<Self, OpenError> {
         let library = ffi::Library::load(library).map_err(OpenError::Load)?;
+        let keeper = Keeper::new(path);
         let path = format!("--path={}", path.display());
         let arguments = ["clickhouse", &path]
             .into_iter()
@@ -118,7 +120,7 @@ impl Engine {
         let answer = String::from_utf8_lossy(&answer.body).into_owned();
         let (version, timezone) = answer.trim_end().split_once('\t').unwrap_or((answer.as_str(), "UTC"));
         let (version, timezone) = (version.to_owned(), timezone.to_owned());
-        Ok(Self { library, arguments, anchor: Mutex::new(anchor), version, timezone })
+        Ok(Self { library, arguments, anchor: Mutex::new(anchor), version, timezone, keeper })
     }
 
     /// A fresh connection (about 0.1 ms): its settings and current database are its own.
@@ -132,6 +134,16 @@ impl Engine {
     /// Cancels every statement that runs now.
     pub(super) fn cancel_all(&self) -> Result<(), QueryError> {
         self.anchor.lock().query(b"KILL QUERY WHERE 1 ASYNC", "Null", &[]).map(drop)
+    }
+
+    /// Whether the parser calls `sql` read-only. What does not parse changes nothing.
+    pub(super) fn is_read_only(&self, sql: &[u8]) -> bool {
+        self.anchor.lock().is_read_only(sql).unwrap_or(true)
+    }
+
+    /// Returns when what statements have changed is on disk.
+    pub(super) fn settle(&self) -> std::io::Result<()> {
+        self.keeper.settle()
     }
 
     /// The engine's version, as `SELECT version()` says it.

@@ -20,6 +20,8 @@
 //! libchdb's call for a statement as one text ends the data behind `FORMAT x` at the first empty line. Every insert with
 //! data therefore goes through its stream calls, which take statement, format and data apart.
 //!
+//! A statement that changed something is answered when the change is on disk (`durable`).
+//!
 //! # Life and death
 //! - The child holds a file lock on the path and waits 10 s for a predecessor that is still exiting; then it names it.
 //! - It exits when the pipe from its parent closes, so it never outlives a parent that was killed. (A parent-death signal
@@ -38,6 +40,7 @@
 
 mod access;
 mod child;
+mod durable;
 mod engine;
 mod facade;
 mod ffi;

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod fault_proxy;
 pub mod load;
 pub mod plugins;
+pub mod power;
 pub mod proxy;
 pub mod rows;
 pub mod tansu;

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 
 use super::{
-    super::engine::{Connection, Engine, Outcome, QueryError, Summary},
+    super::{
+        child::end_now,
+        engine::{Connection, Engine, Outcome, QueryError, Summary},
+    },
     blocks::{self, Block},
     chunks::Chunks,
     encoding, multipart,
@@ -89,6 +92,7 @@ pub(super) fn run(engine: &Engine, sessions: &Sessions, job: Job) -> Result<Answ
     }
     let data = if parameters.decompress { Data::Compressed(blocks::split(body)?) } else { Data::Plain(body) };
     let task = plan(&parameters, data)?;
+    let changes = !read_only && changes(engine, &task);
 
     let (outcome, format) = if let Some(request) = parameters.session()? {
         let mut session = sessions.check_out(engine, &request)?;
@@ -102,11 +106,31 @@ pub(super) fn run(engine: &Engine, sessions: &Sessions, job: Job) -> Result<Answ
         settings::apply(&mut connection, &parameters, read_only)?;
         execute(&mut connection, &parameters, task)?
     };
+    if changes {
+        settle(engine);
+    }
     let Outcome { mut body, summary } = outcome;
     if parameters.compress && !body.is_empty() {
         body = blocks::compress(&body)?;
     }
     Ok(Answer { body, format, summary, query_id: parameters.query_id, blocks: parameters.compress })
+}
+
+/// Whether the statement may change what is on disk.
+fn changes(engine: &Engine, task: &Task) -> bool {
+    match task {
+        Task::Insert { .. } => true,
+        Task::Query { sql, .. } => !engine.is_read_only(sql),
+    }
+}
+
+/// Waits for the disk before the answer. After a failure the kernel may forget what it could not write, and say nothing
+/// the next time: the process ends, nothing is answered, and the client repeats its statement to the next one.
+fn settle(engine: &Engine) {
+    if let Err(error) = engine.settle() {
+        tracing::error!(%error, "what a statement changed cannot be made durable: the process ends");
+        end_now();
+    }
 }
 
 /// Finds statement and data: the statement is the `query` parameter, or the body, or both joined by a line end.

@@ -40,6 +40,7 @@ pub mod clickhouse;
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod dead_letters;
 pub mod erasure;
 pub mod error_chain;

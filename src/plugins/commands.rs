@@ -21,7 +21,6 @@ pub use arguments::{Action, PluginsArgs};
 
 use super::{
     check::{self, CheckError},
-    control::{self, ClientError, Request},
     instance::Limits,
     isolated,
     plugin::Quarantine,
@@ -32,6 +31,7 @@ use super::{
 };
 use crate::{
     cli::EXIT_FAILURE,
+    control::{self, ClientError, Request},
     folder_lock::{FolderLock, LockError},
 };
 

@@ -39,7 +39,6 @@ pub mod tables;
 pub mod reprocess;
 pub mod rerun;
 // For people.
-pub mod control;
 pub mod commands;
 pub mod scaffold;
 

@@ -12,13 +12,13 @@ use super::{Common, settings, storage};
 use crate::{
     clickhouse::{Client, Mode, Template},
     config::Config,
+    control::{Control, Reprocessed, Reprocessor, ReprocessorSlot},
     erasure::Erasures,
     error_chain::chain,
     event::{self, Acceptance, Types},
     ids::TenantId,
     plugins::{
         Plugins,
-        control::{Control, Reprocessed, Reprocessor, ReprocessorSlot},
         descriptor::Descriptor,
         registry::{self, Parts},
         reprocess::{Progress, Reprocess},

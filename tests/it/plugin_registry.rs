@@ -11,13 +11,13 @@ use std::{
 };
 
 use ingestion_engine::{
+    control::{self, ClientError, Control, Request},
     health::{Health, Report, State},
     ids::{EventId, TenantId},
     metrics::Metrics,
     plugins::{
         Plugins,
         call::{Call, Fault, Input, Purpose, Verdict},
-        control::{self, ClientError, Control, Request},
         faults::FaultWindow,
         instance::Limits,
         plugin::{Deadline, Plugin},

@@ -1,4 +1,4 @@
-//! How `ingestion-engine plugins ...` talks to the engine that runs: a Unix socket in the data folder.
+//! How commands such as `ingestion-engine plugins ...` talk to the engine that runs: a Unix socket in the data folder.
 //!
 //! ```text
 //! {"command":"list"}                                      -> {"ok":[..]}
@@ -34,11 +34,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    Plugins,
-    reprocess::{Progress, Reprocess, Rerun, Summary},
+use crate::{
+    error_chain::chain,
+    plugins::{
+        Plugins,
+        reprocess::{Progress, Reprocess, Rerun, Summary},
+    },
 };
-use crate::error_chain::chain;
 
 /// Name of the socket in the data folder.
 const SOCKET: &str = "control.sock";

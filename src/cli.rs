@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     clickhouse::embedded::ChildArgs,
+    dead_letters::commands::DeadLettersArgs,
     plugins::commands::PluginsArgs,
     retention::RetentionArgs,
     tenants::commands::{KeysArgs, TenantsArgs},
@@ -52,6 +53,8 @@ Examples:
       which plugins are in use, and why others are not (more: plugins --help)
   ingestion-engine --config engine.toml tenants add acme --tier paid
       a new tenant and its key (more: tenants --help, keys --help)
+  ingestion-engine --config engine.toml dead-letters list
+      what ClickHouse or a plugin has refused, and why (more: dead-letters --help)
   ingestion-engine --config engine.toml retention apply acme
       after its tier was changed: stored events are kept as long as new ones";
 
@@ -90,6 +93,8 @@ pub enum Command {
     Tenants(TenantsArgs),
     /// Make, rotate, revoke and list the keys of a tenant
     Keys(KeysArgs),
+    /// Look at what was accepted and could not be stored, send it again, or give it up
+    DeadLetters(DeadLettersArgs),
     /// Give stored rows the retention that their tenant has now
     Retention(RetentionArgs),
     /// Erase what one person has sent so far, in all tables, for good

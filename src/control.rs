@@ -5,6 +5,7 @@
 //! {"command":"quarantine","name":"redact","reason":".."}  -> {"ok":null} | {"error":".."}
 //! {"command":"resume","name":"redact"}                    -> {"ok":null} | {"error":".."}
 //! {"command":"reprocess","name":"redact"}                 -> {"progress":{..}} .. {"ok":{..}} | {"error":".."}
+//! {"command":"replay","filter":{..}}                      -> {"ok":{..}} | {"error":".."}
 //! ```
 //!
 //! - JSON, a line each. One request a connection.
@@ -35,6 +36,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    dead_letters::replay::{self, Filter},
     error_chain::chain,
     plugins::{
         Plugins,
@@ -78,6 +80,11 @@ pub enum Request {
         /// The plugin.
         name: String,
     },
+    /// [`Replayer::replay`].
+    Replay {
+        /// Which dead letters.
+        filter: Filter,
+    },
 }
 
 /// A line of an answer.
@@ -111,6 +118,15 @@ impl<R: Rerun> Reprocessor for Reprocess<R> {
             self.run(name, tell).await.map_err(|error| chain(&error))
         })
     }
+}
+
+/// The outcome of [`Replayer::replay`].
+pub type Replayed<'a> = Pin<Box<dyn Future<Output = Result<replay::Summary, String>> + Send + 'a>>;
+
+/// Sends dead letters through the front again.
+pub trait Replayer: Send + Sync {
+    /// Those that `filter` names.
+    fn replay<'a>(&'a self, filter: &'a Filter) -> Replayed<'a>;
 }
 
 /// Where the part that reads parked events is put once it works: ClickHouse comes up after the control socket.
@@ -163,6 +179,7 @@ pub struct Control {
 struct Served {
     plugins: Plugins,
     reprocessor: ReprocessorSlot,
+    replayer: Option<Arc<dyn Replayer>>,
 }
 
 impl Control {
@@ -171,11 +188,16 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`]
-    pub fn start(data_dir: &Path, plugins: Plugins, reprocessor: ReprocessorSlot) -> Result<Self, ControlError> {
+    pub fn start(
+        data_dir: &Path,
+        plugins: Plugins,
+        reprocessor: ReprocessorSlot,
+        replayer: Option<Arc<dyn Replayer>>,
+    ) -> Result<Self, ControlError> {
         let path = socket_path(data_dir)?;
         let listener = listen(&path)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let served = Served { plugins, reprocessor };
+        let served = Served { plugins, reprocessor, replayer };
         tasks.spawn(accept(listener, served, stop.clone(), tasks.clone()));
         Ok(Self { path, stop, tasks })
     }
@@ -276,6 +298,13 @@ impl Served {
                 self.plugins.resume(name).await.map(|()| Value::Null).map_err(|error| error.to_string())
             }
             Request::Reprocess { name } => self.reprocess(&name, progress).await,
+            Request::Replay { filter } => match &self.replayer {
+                Some(replayer) => match replayer.replay(&filter).await {
+                    Ok(summary) => serde_json::to_value(summary).map_err(|error| error.to_string()),
+                    Err(reason) => Err(reason),
+                },
+                None => Err("this engine has no front that takes them".to_owned()),
+            },
         };
         done.map_or_else(Line::Error, Line::Ok)
     }

@@ -7,6 +7,7 @@ use ingestion_engine::{
     cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE, EraseArgs},
     clickhouse::{self, embedded::ChildArgs},
     config::{Config, LogFormat},
+    dead_letters::commands::DeadLettersArgs,
     erasure::commands as erasure,
     logging,
     plugins::{
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         }
         Command::Tenants(arguments) => return told(tenants::tenants(arguments.action, &tenants_settings(&config))),
         Command::Keys(arguments) => return told(tenants::keys(arguments.action, &tenants_settings(&config))),
+        Command::DeadLetters(arguments) => return told(dead_letters(arguments, &config)),
         Command::Retention(arguments) => {
             return told(runtime().and_then(|runtime| runtime.block_on(retention::run(arguments.action, &config))));
         }
@@ -170,6 +172,12 @@ fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool
         print!("{}", report.text());
     }
     Ok(())
+}
+
+/// The `dead-letters` subcommand.
+fn dead_letters(arguments: DeadLettersArgs, config: &Config) -> Result<()> {
+    let find = |tenant: &str| Ok(tenants::tenant_id(&config.tenants.tenants, tenant)?);
+    runtime()?.block_on(serve::dead_letters(config, arguments.action, find))
 }
 
 fn tenants_settings(config: &Config) -> tenants::Settings {

@@ -264,8 +264,14 @@ catalogue! {
     sink_pending_rows: Gauge = Gauge::default();
     /// Parked events that were run through their plugin again, by what became of them.
     reprocessed_events: Family<ReprocessLabels, Counter> = Family::default();
-    /// Records and messages kept in the dead-letter files of this node.
+    /// What could not be delivered and was kept by this node.
     dead_letters: Counter = Counter::default();
+    /// Dead letters in ClickHouse of which nothing became yet, all nodes together.
+    dead_letters_held: Gauge = Gauge::default();
+    /// Bytes of these.
+    dead_letters_size: Gauge [Unit::Bytes] = Gauge::default();
+    /// Dead letters removed because they were above `dead_letters.max_bytes`.
+    dead_letters_removed: Counter = Counter::default();
 
     /// Counters that plugins keep, each under its plugin and the plugin's own name for it.
     plugin_counter: Family<PluginSeriesLabels, Counter> = Family::default();

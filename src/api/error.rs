@@ -212,7 +212,8 @@ impl ApiError {
         }
     }
 
-    fn detail(&self) -> String {
+    /// The reason in words.
+    pub(super) fn detail(&self) -> String {
         match self {
             Self::Auth(error) => error.to_string(),
             Self::BodyTooLarge { limit } => {

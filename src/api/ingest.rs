@@ -166,6 +166,7 @@ async fn take(
         encoding,
         body: received,
         received_at_ms: Timestamp::now().as_millisecond(),
+        again: false,
     };
     // What is reserved stays so until the events are on disk: a disk that stalls must not gather bodies without bound.
     let (sorted, held) = sort(api, &request, held).await?;
@@ -201,7 +202,7 @@ async fn take(
             }
         };
         let kept = once.as_ref().map(|once| answer.json().map(|json| once.keep(json))).transpose()?;
-        let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted, answer: kept };
+        let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted, answer: kept, again: false };
         // When the time is over before the log has answered, the events stay reserved: they may be in it.
         match (inner.wal.append(append).await, &once) {
             (Ok(appended), _) => {

@@ -24,6 +24,7 @@ mod health;
 mod idempotency;
 mod ingest;
 mod rate_limits;
+mod replay;
 mod server;
 mod sort;
 mod usage;

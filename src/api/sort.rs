@@ -42,6 +42,8 @@ pub(super) struct Request {
     pub encoding: Encoding,
     pub body: Bytes,
     pub received_at_ms: i64,
+    /// Its events have been accepted before: their quota is taken, and their time was within its bounds.
+    pub again: bool,
 }
 
 /// What is left of a request once its events are sorted.
@@ -125,16 +127,19 @@ impl Inner {
         worker: Option<(&Worker, &[Abandoned])>,
         held: &mut Reservation,
     ) -> Result<Sorted, ApiError> {
-        let Request { tenant, encoding, body, received_at_ms } = request;
+        let Request { tenant, encoding, body, received_at_ms, again } = request;
         let limits = &self.limits;
         let body = encoding.decode(body.clone(), limits.decompressed_bytes, held).map_err(ApiError::Encoding)?;
         let batch = Batch::parse(&body, limits.events_per_request).map_err(ApiError::Body)?;
         // Once for a request, however often a plugin makes it be sorted.
-        if worker.is_none_or(|(_, abandoned)| abandoned.is_empty()) {
+        if !again && worker.is_none_or(|(_, abandoned)| abandoned.is_empty()) {
             let total = batch.events.len() as u64;
             tenant.quotas.take_events(total).map_err(|over| ApiError::Quota { policy: Policy::Events, over })?;
         }
-        let acceptance = self.acceptance(tenant, *received_at_ms);
+        let mut acceptance = self.acceptance(tenant, *received_at_ms);
+        if *again {
+            (acceptance.oldest_ms, acceptance.latest_ms) = (i64::MIN, i64::MAX);
+        }
 
         let mut sorted = Sorted { chunks: Vec::new(), stored: 0, parked: 0, dropped: 0, rejected: Vec::new() };
         let mut packer = Packer::new(self.codec);
@@ -158,7 +163,8 @@ impl Inner {
         if let Some((worker, abandoned)) = worker
             && !chain.is_empty()
         {
-            let ended = chain.run(worker, Purpose::LIVE, abandoned).map_err(ApiError::Plugin)?;
+            let purpose = if *again { Purpose::REPROCESS } else { Purpose::LIVE };
+            let ended = chain.run(worker, purpose, abandoned).map_err(ApiError::Plugin)?;
             pack(ended, &batch, &acceptance, &mut packer, &mut sorted);
         }
         sorted.chunks = packer.finish();

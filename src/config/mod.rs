@@ -59,7 +59,7 @@ pub use kinds::{
 };
 pub use quota::TenantQuota;
 pub use schema::{
-    Auth, ClickHouse, Dedup, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults,
+    Auth, ClickHouse, DeadLetters, Dedup, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults,
     Server, Shutdown, Sink, Wal,
 };
 pub use tenants::{Tenant, TenantDefaults, TenantsFile};
@@ -102,6 +102,8 @@ pub struct Config {
     pub wal: Wal,
     /// `[dedup]`
     pub dedup: Dedup,
+    /// `[dead_letters]`
+    pub dead_letters: DeadLetters,
     /// `[redpanda]`
     pub redpanda: Redpanda,
     /// `[clickhouse]`
@@ -168,6 +170,7 @@ impl Config {
         let plugins = Plugins::read(reader);
         let wal = Wal::read(reader);
         let dedup = Dedup::read(reader);
+        let dead_letters = DeadLetters::read(reader);
         let redpanda = Redpanda::read(reader);
         let clickhouse = ClickHouse::read(reader);
         let sink = Sink::read(reader);
@@ -184,6 +187,7 @@ impl Config {
             plugins: plugins?,
             wal: wal?,
             dedup: dedup?,
+            dead_letters: dead_letters?,
             redpanda: redpanda?,
             clickhouse: clickhouse?,
             sink: sink?,

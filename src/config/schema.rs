@@ -234,6 +234,14 @@ schema! {
         max_ids: usize = Whole<usize, 0, 1_000_000_000>;
     }
 
+    /// `[dead_letters]`
+    DeadLetters at "dead_letters." {
+        /// How long a letter is kept.
+        retention: Duration = Interval<1000>;
+        /// Most bytes of letters.
+        max_bytes: u64 = Bytes<{ 1 << 20 }, { u64::MAX }>;
+    }
+
     /// `[redpanda]`
     Redpanda at "redpanda." {
         /// Brokers as `host:port`; empty: no broker.

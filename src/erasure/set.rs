@@ -84,6 +84,12 @@ impl Set {
         }
     }
 
+    /// Whether a tombstone names what `user_id` or `anonymous_id` sent, received at `received_at_ms`.
+    pub fn names_person(&self, tenant: TenantId, received_at_ms: i64, user_id: &str, anonymous_id: &str) -> bool {
+        let tombstones = self.by_tenant.get(&tenant);
+        tombstones.is_some_and(|all| all.iter().any(|one| one.names(received_at_ms, user_id, anonymous_id)))
+    }
+
     fn names_event(&self, event: &EventRow<'_>) -> bool {
         let Some(tombstones) = self.by_tenant.get(&event.tenant_id) else { return false };
         tombstones.iter().any(|tombstone| tombstone.names(event.received_at_ms, &event.user_id, &event.anonymous_id))

@@ -46,7 +46,7 @@ use thiserror::Error;
 use self::{page::Page, store::Store};
 use crate::{
     clickhouse::{Client, QueryError},
-    dead_letters::{DeadLetter, DeadLetters},
+    dead_letters::{DeadLetter, DeadLetters, Form, Stage},
     erasure::Erasures,
     ids::{EventId, TenantId},
     metrics::{Metrics, ReprocessLabels},
@@ -304,21 +304,28 @@ impl<R: Rerun> Reprocess<R> {
         Ok(done)
     }
 
-    /// Keeps what was rejected, before it is released. A run that ends in between keeps it a second time.
+    /// Keeps what was rejected, before it is released. A run that ends in between keeps it again, under the same name.
     async fn keep_letters(&self, page: &Page, done: &Done) -> Result<(), ReprocessError> {
         let letters: Vec<_> = done
             .rejected
             .iter()
-            .filter_map(|(place, reason)| Some((page.position(*place)?, reason.clone(), page.raw(*place)?)))
+            .filter_map(|(place, reason)| Some((page.about(*place)?, reason.clone(), page.raw(*place)?)))
             .collect();
         if letters.is_empty() {
             return Ok(());
         }
         let folder = self.letters.clone();
         let kept = tokio::task::spawn_blocking(move || {
-            letters.into_iter().try_for_each(|(position, reason, raw)| {
-                folder.keep(&DeadLetter { stage: "reprocess", reason, position, bytes: raw.as_bytes() })
-            })
+            let letters = letters.iter().map(|(about, reason, raw)| DeadLetter {
+                stage: Stage::Reprocess,
+                reason: reason.clone(),
+                form: Form::Sent,
+                bytes: raw.as_bytes(),
+                origin: None,
+                message: None,
+                about: Some(about.clone()),
+            });
+            folder.keep(&letters.collect::<Vec<_>>())
         });
         kept.await.map_err(io::Error::other).flatten().map_err(ReprocessError::Letter)
     }

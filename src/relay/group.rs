@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     broker::{MESSAGE_OVERHEAD, partitioner},
+    dead_letters::Form,
     error_chain::chain,
     row::{self, Origin, Row},
 };
@@ -42,6 +43,8 @@ pub(super) struct Message {
 pub(super) struct Refused {
     pub(super) ordinal: u32,
     pub(super) reason: String,
+    /// What `bytes` are.
+    pub(super) form: Form,
     pub(super) bytes: Vec<u8>,
 }
 
@@ -74,36 +77,36 @@ pub(super) fn group<'a>(
     let (mut key, mut line) = (Vec::new(), Vec::new());
     let most = limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
     for (ordinal, encoded) in (0_u32..).zip(rows) {
-        let mut refuse = |reason: String, bytes: &[u8]| {
-            grouped.refused.push(Refused { ordinal, reason, bytes: bytes.to_vec() });
+        let mut refuse = |reason: String, form: Form, bytes: &[u8]| {
+            grouped.refused.push(Refused { ordinal, reason, form, bytes: bytes.to_vec() });
         };
         let row = match row::decode(encoded) {
             Ok(row) => row,
             Err(error) => {
-                refuse(chain(&error), encoded);
+                refuse(chain(&error), Form::Row, encoded);
                 continue;
             }
         };
         let origin = Origin { wal_ordinal: ordinal, ..origin.clone() };
         line.clear();
-        let to = match &row {
+        let (to, form) = match &row {
             Row::Event(event) => {
                 row::write_json(event, &origin, &mut line);
                 key.clear();
                 row::write_partition_key(event, &mut key);
-                Destination::Events(partitioner::partition(&key, partitions))
+                (Destination::Events(partitioner::partition(&key, partitions)), Form::Line)
             }
             Row::Parked(parked) => {
                 row::write_parked_json(parked, &origin, &mut line);
-                Destination::Parked
+                (Destination::Parked, Form::ParkedLine)
             }
         };
         if line.len() > most {
-            refuse(format!("the row takes {} bytes, a message has room for {most}", line.len()), &line);
+            refuse(format!("the row takes {} bytes, a message has room for {most}", line.len()), form, &line);
             continue;
         }
         if too_large.contains(&ordinal) {
-            refuse(format!("the broker refuses a message of {} bytes as too large", line.len()), &line);
+            refuse(format!("the broker refuses a message of {} bytes as too large", line.len()), form, &line);
             continue;
         }
         if let Some(message) = open.get_mut(&to) {

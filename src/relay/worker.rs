@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     broker::{self, BrokerError, Severity, TopicWatch},
-    dead_letters::DeadLetter,
+    dead_letters::{DeadLetter, Form, Stage},
     error_chain::chain,
     ids::WalSeq,
     row::Origin,
@@ -266,7 +266,7 @@ impl Worker {
                 // The log checked it when it was written and when it was read: this is a version that writes wrongly.
                 let reason = format!("the record cannot be unpacked: {}", chain(&error));
                 let bytes = record.payload().to_vec();
-                let refused = vec![group::Refused { ordinal: 0, reason, bytes }];
+                let refused = vec![group::Refused { ordinal: 0, reason, form: Form::Record, bytes }];
                 Grouped { messages: Vec::new(), refused }
             }
         }
@@ -277,12 +277,15 @@ impl Worker {
         let place = (record.seq, refused.ordinal);
         while !self.lettered.contains(&place) {
             let letter = DeadLetter {
-                stage: "relay",
+                stage: Stage::Relay,
                 reason: refused.reason.clone(),
-                position: format!("{}:{}:{}", record.wal_id, record.seq, refused.ordinal),
+                form: refused.form,
                 bytes: &refused.bytes,
+                origin: Some((record.wal_id, record.seq.0, refused.ordinal)),
+                message: None,
+                about: None,
             };
-            match self.relay.dead_letters.keep(&letter) {
+            match self.relay.dead_letters.keep(&[letter]) {
                 Ok(()) => {
                     self.lettered.insert(place);
                     self.relay.status.clear("dead letters");

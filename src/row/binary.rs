@@ -89,15 +89,25 @@ pub(super) fn take<'a>(input: &mut &'a [u8], count: usize, column: &'static str)
     Ok(head)
 }
 
-fn write_string(text: &str, out: &mut Vec<u8>) {
-    let mut length = text.len();
+/// Appends a `UUID`: its halves, the low byte of each first.
+pub fn write_uuid_binary(id: Uuid, out: &mut Vec<u8>) {
+    id.write_binary(out);
+}
+
+/// Appends a `String`, which ClickHouse takes for bytes of any kind.
+pub fn write_bytes_binary(bytes: &[u8], out: &mut Vec<u8>) {
+    let mut length = bytes.len();
     // LEB128: seven bits a byte, the lowest first, the high bit set on all but the last.
     while length >= 0x80 {
         out.push(low_byte(length) | 0x80);
         length >>= 7;
     }
     out.push(low_byte(length));
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn write_string(text: &str, out: &mut Vec<u8>) {
+    write_bytes_binary(text.as_bytes(), out);
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "masked to the seven bits that LEB128 puts into a byte")]

@@ -25,7 +25,7 @@ mod json;
 mod parked;
 
 use binary::ColumnValue as _;
-pub use binary::{BinaryError, Json, Text};
+pub use binary::{BinaryError, Json, Text, write_bytes_binary, write_uuid_binary};
 pub use columns::{
     EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Position,
 };

@@ -40,8 +40,8 @@ impl Front {
                 watching = Some(watch(common, doors.tenants.clone()));
                 let codec = settings::codec(config);
                 let metrics = Arc::clone(&common.metrics);
-                Api::new(settings::limits(config), doors, wal.clone(), codec, Some(plugins), metrics)
-                    .router(probe.clone())
+                let api = Api::new(settings::limits(config), doors, wal.clone(), codec, Some(plugins), metrics);
+                common.front.get_or_init(|| api).clone().router(probe.clone())
             }
             None => api::health_router(probe.clone()),
         };

@@ -20,7 +20,10 @@ mod plugins;
 mod settings;
 mod storage;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinHandle;
@@ -30,10 +33,12 @@ pub use maintenance::{Maintenance, connect};
 pub use storage::migrate;
 
 use crate::{
+    api::Api,
     config::Config,
-    dead_letters::DeadLetters,
+    dead_letters::{DeadLetters, commands as letters},
     erasure::commands,
     health::Health,
+    ids::TenantId,
     metrics::Metrics,
     plugins::tables::Tables,
     relay::Relay,
@@ -58,6 +63,8 @@ struct Common {
     dead_letters: DeadLetters,
     tables: Tables,
     clickhouse: plugins::ClickHouse,
+    /// Set once the ports are open.
+    front: Arc<OnceLock<Api>>,
 }
 
 /// The node's log and the one reader of it.
@@ -73,10 +80,14 @@ struct OpenLog {
 /// part. Everything that was acknowledged is on disk in any case.
 pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
-    let dead_letters = DeadLetters::new(config.process.data_dir.join("dead-letters"), Arc::clone(&metrics));
+    let dead_letters = DeadLetters::new(
+        settings::dead_letters_folder(&config),
+        settings::dead_letters(&config),
+        Arc::clone(&metrics),
+    );
     let tables = plugins::tables(&config)?;
-    let (health, clickhouse) = (Health::default(), plugins::ClickHouse::default());
-    let common = Common { config: Arc::new(config), health, metrics, dead_letters, tables, clickhouse };
+    let (health, clickhouse, front) = (Health::default(), plugins::ClickHouse::default(), Arc::default());
+    let common = Common { config: Arc::new(config), health, metrics, dead_letters, tables, clickhouse, front };
     let config = Arc::clone(&common.config);
 
     let log = if config.process.roles.api { Some(open_log(&common).await?) } else { None };
@@ -120,7 +131,7 @@ fn announce(common: &Common) {
     let config = &common.config;
     let relay = config.process.roles.api && !config.redpanda.brokers.is_empty();
     let sink = config.process.roles.sink;
-    let names = [("clickhouse", sink), ("erasures", sink), ("sink", sink), ("relay", relay)];
+    let names = [("clickhouse", sink), ("erasures", sink), ("dead_letters", sink), ("sink", sink), ("relay", relay)];
     for (name, _) in names.iter().filter(|(_, runs)| *runs) {
         drop(common.health.component(name));
     }
@@ -137,6 +148,57 @@ pub async fn erase(config: &Config, request: commands::Request) -> Result<comman
     let report = commands::run(connection.client(), connection.template(), &settings, request).await;
     connection.stop().await;
     report
+}
+
+/// Carries out a `dead-letters` command and prints what came of it; `find` finds a tenant by its id or name.
+///
+/// # Errors
+/// ClickHouse cannot be reached or refused, no engine runs for a replay, letters stay dead letters.
+pub async fn dead_letters(
+    config: &Config,
+    action: letters::Action,
+    find: impl Fn(&str) -> Result<TenantId>,
+) -> Result<()> {
+    let connection = match &action {
+        // It is the engine that does it.
+        letters::Action::Replay { .. } => None,
+        _ => Some(maintenance::connect(config).await),
+    };
+    let done = async {
+        let reached = || match &connection {
+            Some(Ok(connection)) => Ok(connection.client().clone()),
+            Some(Err(error)) => Err(anyhow!("{error:#}")),
+            None => Err(anyhow!("no ClickHouse is asked")),
+        };
+        let places = || letters::Places { client: reached(), folder: settings::dead_letters_folder(config) };
+        match action {
+            letters::Action::List { which, all_states, limit, json } => {
+                print!("{}", places().list(&which.filter(&find)?, all_states, limit, json).await?);
+            }
+            letters::Action::Show { letter, json } => print!("{}", places().show(letter, json).await?),
+            letters::Action::Replay { which, all, json } => {
+                let filter = which.filter(&find)?;
+                letters::meant(&filter, all)?;
+                letters::replay(&config.process.data_dir, filter, json)?;
+            }
+            letters::Action::Drop { which, all, json } => {
+                let filter = which.filter(&find)?;
+                letters::meant(&filter, all)?;
+                let dropped = letters::drop_letters(&reached()?, &filter).await?;
+                if json {
+                    println!("{}", serde_json::json!({"dropped": dropped}));
+                } else {
+                    println!("{dropped} dropped");
+                }
+            }
+        }
+        Ok(())
+    };
+    let done = done.await;
+    if let Some(Ok(connection)) = connection {
+        connection.stop().await;
+    }
+    done
 }
 
 async fn open_log(common: &Common) -> Result<OpenLog> {

@@ -12,7 +12,8 @@ use super::{Common, settings, storage};
 use crate::{
     clickhouse::{Client, Mode, Template},
     config::Config,
-    control::{Control, Reprocessed, Reprocessor, ReprocessorSlot},
+    control::{Control, Replayed, Replayer, Reprocessed, Reprocessor, ReprocessorSlot},
+    dead_letters::replay::{self, Filter},
     erasure::Erasures,
     error_chain::chain,
     event::{self, Acceptance, Types},
@@ -32,6 +33,7 @@ use crate::{
 const TRIAL: Duration = Duration::from_secs(30);
 
 /// A ClickHouse that has been reached and has this version's tables.
+#[derive(Clone)]
 pub(super) struct Reached {
     pub client: Client,
     pub template: Template,
@@ -67,7 +69,8 @@ impl Running {
         let plugins = Plugins::start(settings::plugins(config)?, parts).await.context("starting the plugins")?;
         let again = Lazy { common: common.clone(), plugins: plugins.clone(), reprocess: tokio::sync::OnceCell::new() };
         let slot: ReprocessorSlot = Arc::new(OnceLock::from(Arc::new(again) as Arc<dyn Reprocessor>));
-        let control = Control::start(&config.process.data_dir, plugins.clone(), slot)
+        let replays = Arc::new(Replays { common: common.clone(), one_at_a_time: tokio::sync::Mutex::default() });
+        let control = Control::start(&config.process.data_dir, plugins.clone(), slot, Some(replays))
             .inspect_err(|error| tracing::warn!(error = chain(error), "no control socket"))
             .ok();
         Ok(Self { plugins, control })
@@ -137,26 +140,8 @@ struct Lazy {
 
 impl Lazy {
     fn connect(&self) -> Result<(Reprocess<Again>, Client, Template, Mode), String> {
-        let Common { config, clickhouse, metrics, dead_letters, .. } = &self.common;
-        let (client, template, mode, erasures) = match clickhouse.get() {
-            Some(Reached { client, template, mode, erasures }) => {
-                (client.clone(), template.clone(), *mode, erasures.clone())
-            }
-            None if config.clickhouse.url.is_some() => {
-                let client = storage::remote_client(config).map_err(|error| format!("{error:#}"))?;
-                // It does not confirm: a command that erases waits until it has been silent for long enough.
-                let erasures = Erasures::new(client.clone());
-                (client, settings::template(config, false), storage::mode(config), erasures)
-            }
-            None if config.process.roles.sink => return Err("ClickHouse has not been reached yet".to_owned()),
-            None => {
-                return Err(
-                    "this node knows no ClickHouse: set clickhouse.url, which a node with the API alone needs \
-                            for this command only"
-                        .to_owned(),
-                );
-            }
-        };
+        let Common { config, metrics, dead_letters, .. } = &self.common;
+        let Reached { client, template, mode, erasures } = reached(&self.common)?;
         let again = Again {
             plugins: self.plugins.clone(),
             event_bytes: settings::limits(config).event_bytes,
@@ -164,6 +149,46 @@ impl Lazy {
         };
         let reprocess = Reprocess::new(client.clone(), erasures, again, dead_letters.clone(), Arc::clone(metrics));
         Ok((reprocess, client, template, mode))
+    }
+}
+
+/// ClickHouse, for a command: as the sink has reached it, or as it is configured on a node without that role.
+fn reached(common: &Common) -> Result<Reached, String> {
+    let Common { config, clickhouse, .. } = common;
+    match clickhouse.get() {
+        Some(reached) => Ok(reached.clone()),
+        None if config.clickhouse.url.is_some() => {
+            let client = storage::remote_client(config).map_err(|error| format!("{error:#}"))?;
+            // It does not confirm: a command that erases waits until it has been silent for long enough.
+            let erasures = Erasures::new(client.clone());
+            Ok(Reached { client, template: settings::template(config, false), mode: storage::mode(config), erasures })
+        }
+        None if config.process.roles.sink => Err("ClickHouse has not been reached yet".to_owned()),
+        None => Err("this node knows no ClickHouse: set clickhouse.url, which a node with the API alone needs for this \
+                     command only"
+            .to_owned()),
+    }
+}
+
+/// What sends dead letters through this node's front again.
+struct Replays {
+    common: Common,
+    /// Two at once would send the same letters twice; the dedup window would see that, and the figures would not.
+    one_at_a_time: tokio::sync::Mutex<()>,
+}
+
+impl Replayer for Replays {
+    fn replay<'a>(&'a self, filter: &'a Filter) -> Replayed<'a> {
+        Box::pin(async move {
+            let Some(front) = self.common.front.get() else {
+                return Err("this node has no front: run this on one with the role \"api\"".to_owned());
+            };
+            let Reached { client, .. } = reached(&self.common)?;
+            let Ok(_turn) = self.one_at_a_time.try_lock() else {
+                return Err("another replay is at work on this node".to_owned());
+            };
+            replay::run(&client, front, filter).await
+        })
     }
 }
 

@@ -1,12 +1,13 @@
 //! From the configuration to what each part takes. No part knows the configuration; this file knows both.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 
 use crate::{
     api, broker, clickhouse,
     config::{self, Config, TenantQuota},
+    dead_letters,
     erasure,
     event::Retention,
     plugins::{faults::FaultWindow, instance, plugin::Deadline, registry, threads},
@@ -201,12 +202,22 @@ pub(super) fn clickhouse(config: &Config, embedded: Option<String>) -> clickhous
     }
 }
 
+/// Where a node keeps its dead letters.
+pub(super) fn dead_letters_folder(config: &Config) -> PathBuf {
+    config.process.data_dir.join("dead-letters")
+}
+
+pub(super) fn dead_letters(config: &Config) -> dead_letters::Limits {
+    let config::DeadLetters { retention, max_bytes } = config.dead_letters;
+    dead_letters::Limits { retention, max_bytes }
+}
+
 /// What `erase` and `tenants purge` take.
 pub(super) fn erasure(config: &Config) -> erasure::commands::Settings {
     erasure::commands::Settings {
         topic_retention: (!config.redpanda.brokers.is_empty()).then_some(config.redpanda.retention),
         insert_timeout: config.clickhouse.insert_timeout,
-        dead_letters: config.process.data_dir.join("dead-letters"),
+        dead_letters: dead_letters_folder(config),
     }
 }
 

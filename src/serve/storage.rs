@@ -21,6 +21,7 @@ use crate::{
         wait_and_migrate,
     },
     config::{Config, Migrate},
+    dead_letters,
     erasure::Erasures,
     error_chain::chain,
     health::{Component, Health},
@@ -81,8 +82,18 @@ async fn store(
     let erasures_health = common.health.component("erasures");
     erasures_health.up();
     let applied = tokio::spawn(erasures.clone().run(erasures_health, applying.clone()));
+    let delivering = CancellationToken::new();
+    let delivered = tokio::spawn(dead_letters::deliver(
+        common.dead_letters.clone(),
+        client.clone(),
+        erasures.clone(),
+        common.health.component("dead_letters"),
+        delivering.clone(),
+    ));
     let setup = SinkSetup { client, template, mode, erasures, health: sink_health };
     let result = run_sink(common, log, setup, stop).await;
+    delivering.cancel();
+    delivered.await.context("delivering dead letters")?;
     applying.cancel();
     applied.await.context("applying what was erased")?;
     result
@@ -101,14 +112,15 @@ async fn run_sink(common: &Common, log: Option<OpenLog>, setup: SinkSetup, stop:
     let config = &common.config;
     let SinkSetup { client, template, mode, erasures, health } = setup;
     let tables = common.tables.clone();
-    let (settings, metrics) = (settings::sink(config), Arc::clone(&common.metrics));
+    let (settings, letters, metrics) =
+        (settings::sink(config), common.dead_letters.clone(), Arc::clone(&common.metrics));
     let limits = settings::range_limits(config);
     if let Some(OpenLog { wal, reader }) = log {
         let source_health = common.health.component("source");
         let source =
             WalSource::open(wal, reader, limits, common.dead_letters.clone(), source_health, Arc::clone(&metrics))
                 .context("reading the write-ahead log")?;
-        let sink = Sink::new(source, client, settings, health, metrics).with_erasures(erasures);
+        let sink = Sink::new(source, client, letters, settings, health, metrics).with_erasures(erasures);
         sink.with_tables(tables, template, mode).run(stop).await?;
     } else {
         let source = KafkaSource::new(
@@ -120,7 +132,7 @@ async fn run_sink(common: &Common, log: Option<OpenLog>, setup: SinkSetup, stop:
             Arc::clone(&metrics),
         )
         .context("joining the consumer group")?;
-        let sink = Sink::new(source, client.clone(), settings, health, metrics).with_erasures(erasures.clone());
+        let sink = Sink::new(source, client.clone(), letters, settings, health, metrics).with_erasures(erasures.clone());
         let events = sink.with_tables(tables, template, mode).run(stop.clone());
         let events = async { events.await.map_err(anyhow::Error::from) };
         tokio::try_join!(events, store_parked(common, client, erasures, stop))?;
@@ -163,7 +175,8 @@ async fn store_parked(common: &Common, client: Client, erasures: Erasures, stop:
     )
     .context("joining the consumer group of parked events")?;
     let settings = sink::Settings { shows_lag: false, ..settings::sink(config) };
-    let sink = Sink::new(source, client, settings, health.component("parked_sink"), Arc::clone(metrics));
+    let letters = common.dead_letters.clone();
+    let sink = Sink::new(source, client, letters, settings, health.component("parked_sink"), Arc::clone(metrics));
     sink.with_erasures(erasures).run(stop).await?;
     Ok(())
 }

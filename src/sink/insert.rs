@@ -1,6 +1,8 @@
 //! One range, one insert for each table that it has rows of: the statements, its settings, and the repeats.
 
 use std::{
+    collections::HashSet,
+    io,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -16,17 +18,23 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Settings, arrival,
     arrival::Arrival,
+    bisect::{self, BisectError, Place},
     recount::{self, RecountError, Stored},
     report::Report,
-    source::Range,
+    source::{Block, Range},
 };
 use crate::{
     clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
+    dead_letters::{DeadLetter, DeadLetters, Form, Stage, store::Store},
     erasure::{Erasures, Set},
+    ids::WalId,
     metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
     row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS, Table},
 };
+
+const EVENTS: &str = "events";
+const PARKED: &str = "parked_events";
 
 /// How the storing of a range ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,6 +65,18 @@ pub(super) enum AttemptError {
     /// What is to be inserted cannot be read, so that nobody knows what of it was erased.
     #[error("the rows of the range cannot be read")]
     Rows(#[from] BinaryError),
+    /// Rows are refused, and which they are cannot be told.
+    #[error(transparent)]
+    Bisect(#[from] BisectError),
+    /// The dead letters of this node cannot be written or read.
+    #[error("dead letters cannot be kept")]
+    Letters(#[from] io::Error),
+    /// Refused rows were put aside; the rest is to be inserted.
+    #[error("{rows} rows are refused and now dead letters")]
+    PutAside {
+        /// How many.
+        rows: usize,
+    },
 }
 
 impl AttemptError {
@@ -65,9 +85,24 @@ impl AttemptError {
         match self {
             Self::Query(error) => matches!(error.kind(), Kind::Infrastructure | Kind::ViewPush { .. }),
             Self::Recount(_) => true,
-            Self::Schema(_) | Self::Plugins(_) | Self::Rows(_) => false,
+            Self::Schema(_)
+            | Self::Plugins(_)
+            | Self::Rows(_)
+            | Self::Bisect(_)
+            | Self::Letters(_)
+            | Self::PutAside { .. } => false,
         }
     }
+}
+
+/// What is known of a range while it is stored.
+struct Attempts {
+    /// It may be stored already, wholly or in part: another process was at it, or nobody has answered.
+    in_doubt: bool,
+    /// Where the rows entered that are dead letters.
+    refused: HashSet<Place>,
+    /// Whether the dead letters of an earlier process were looked for.
+    recalled: bool,
 }
 
 /// The tables of plugins, which stand before a row that needs them is inserted.
@@ -89,20 +124,39 @@ pub(super) struct Inserter {
     into_parked: String,
     gate: OnceLock<Gate>,
     erasures: OnceLock<Erasures>,
+    letters: DeadLetters,
     settings: Settings,
     report: Report,
     metrics: Arc<Metrics>,
 }
 
 impl Inserter {
-    pub(super) fn new(client: Client, settings: Settings, report: Report, metrics: Arc<Metrics>) -> Self {
-        let into_events = statement(client.database(), "events", EVENT_COLUMNS, &[]);
-        let into_parked = statement(client.database(), "parked_events", PARKED_COLUMNS, &[]);
+    pub(super) fn new(
+        client: Client,
+        letters: DeadLetters,
+        settings: Settings,
+        report: Report,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let into_events = statement(client.database(), EVENTS, EVENT_COLUMNS, &[]);
+        let into_parked = statement(client.database(), PARKED, PARKED_COLUMNS, &[]);
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
         let (schema_in_doubt, gate, erasures) = (AtomicBool::new(false), OnceLock::new(), OnceLock::new());
-        Self { client, schema, schema_in_doubt, into_events, into_parked, gate, erasures, settings, report, metrics }
+        Self {
+            client,
+            schema,
+            schema_in_doubt,
+            into_events,
+            into_parked,
+            gate,
+            erasures,
+            letters,
+            settings,
+            report,
+            metrics,
+        }
     }
 
     /// Lets nothing through before the tables of plugins stand. The first gate stays.
@@ -120,12 +174,13 @@ impl Inserter {
         let mut pause = self.settings.retry_first;
         let mut attempts = 0_u32;
         // Of a range that another process may have stored, or an attempt that nobody answered, the rows are counted.
-        let mut in_doubt = range.replayed;
+        let in_doubt = range.replayed;
+        let mut known = Attempts { in_doubt, refused: HashSet::new(), recalled: !in_doubt };
         loop {
             let attempt = tokio::select! {
                 biased;
                 () = range.revoked.cancelled() => Err(None),
-                result = self.attempt(range, in_doubt) => result.map_err(Some),
+                result = self.attempt(range, &mut known) => result.map_err(Some),
             };
             match attempt {
                 Ok((arrival, took)) => {
@@ -136,8 +191,10 @@ impl Inserter {
                     self.report.resolved(&range.id);
                     return Outcome::Revoked;
                 }
+                // The rest need not wait.
+                Err(Some(AttemptError::PutAside { .. })) => continue,
                 Err(Some(error)) => {
-                    in_doubt |= error.leaves_doubt();
+                    known.in_doubt |= error.leaves_doubt();
                     attempts = attempts.saturating_add(1);
                     self.metrics.error("sink");
                     self.report.failed(&range.id, attempts, &error);
@@ -155,7 +212,7 @@ impl Inserter {
         }
     }
 
-    async fn attempt(&self, range: &Range, in_doubt: bool) -> Result<(Arrival, Duration), AttemptError> {
+    async fn attempt(&self, range: &Range, known: &mut Attempts) -> Result<(Arrival, Duration), AttemptError> {
         if self.schema_in_doubt.load(Relaxed) {
             match self.schema.verify().await {
                 // A newer schema has every column that this version knows.
@@ -176,29 +233,100 @@ impl Inserter {
             None => Arc::new(Set::default()),
         };
         let now = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(u32::MAX - 1);
-        let arrival = arrival::sort(range, Arc::clone(&erased), now).await?;
-        let started = Instant::now();
-        // A range of which every row went to the dead letters, or was left out, is only to be committed.
-        for (statement, block) in [(&self.into_events, &arrival.events), (&self.into_parked, &arrival.parked)] {
-            if block.rows == 0 {
-                continue;
-            }
-            let settings = insert_settings(&range.id, block.rows);
-            self.noted(self.client.insert(statement, &settings, block.body.clone()).await)?;
+        let mut arrival = arrival::sort(range, Arc::clone(&erased), now).await?;
+        self.recall(&arrival, known).await?;
+        if !known.refused.is_empty() {
+            arrival.events = bisect::without(&arrival.events, Table::Events, &known.refused)?;
+            arrival.parked = bisect::without(&arrival.parked, Table::Parked, &known.refused)?;
         }
-        if in_doubt {
+        let started = Instant::now();
+        let inserts = [
+            (&self.into_events, (EVENTS, Table::Events, EVENT_COLUMNS), &arrival.events),
+            (&self.into_parked, (PARKED, Table::Parked, PARKED_COLUMNS), &arrival.parked),
+        ];
+        // A range of which every row went to the dead letters, or was left out, is only to be committed.
+        for (statement, table, block) in inserts.into_iter().filter(|(.., block)| block.rows > 0) {
+            let settings = insert_settings(&range.id, block.rows);
+            match self.noted(self.client.insert(statement, &settings, block.body.clone()).await) {
+                Err(error) if *error.kind() == Kind::Data => {
+                    return Err(self.put_aside(range, table, block, known, error).await?);
+                }
+                result => result?,
+            }
+        }
+        if known.in_doubt {
             self.recount(range, &arrival).await?;
         }
         drop(erased);
         Ok((arrival, started.elapsed()))
     }
 
+    /// Finds out which rows of a range that was given out before are dead letters already.
+    async fn recall(&self, arrival: &Arrival, known: &mut Attempts) -> Result<(), AttemptError> {
+        if known.recalled {
+            return Ok(());
+        }
+        // The files first: what is delivered from them meanwhile is in the table then.
+        let letters = self.letters.clone();
+        let local = tokio::task::spawn_blocking(move || letters.refused_rows()).await.map_err(io::Error::other)??;
+        known.refused.extend(local);
+        let store = Store::new(self.client.clone());
+        for (block, table) in [(&arrival.events, Table::Events), (&arrival.parked, Table::Parked)] {
+            let (wal_ids, records) = bisect::span(block, table)?;
+            let wal_ids: Vec<WalId> = wal_ids.into_iter().collect();
+            known.refused.extend(self.noted(store.refused_rows(&wal_ids, records).await)?);
+        }
+        known.recalled = true;
+        Ok(())
+    }
+
+    /// Makes dead letters of the rows of `block` that ClickHouse does not take; it has said `error` of the whole of it. Gives
+    /// what the attempt comes to.
+    async fn put_aside(
+        &self,
+        range: &Range,
+        (name, table, columns): (&'static str, Table, &[&str]),
+        block: &Block,
+        known: &mut Attempts,
+        error: QueryError,
+    ) -> Result<AttemptError, AttemptError> {
+        tracing::warn!(range = %range.id, table = name, rows = block.rows, %error, "ClickHouse refuses rows; looking for which");
+        let mut refused = bisect::refused(&self.client, (name, table, columns), block, &range.id.to_string()).await?;
+        if known.in_doubt && !refused.is_empty() {
+            // Taken by an earlier attempt, before whatever makes ClickHouse refuse them now.
+            let there = recount::places_there(&self.client, name, table, block).await?;
+            refused.retain(|row| !there.contains(&row.place));
+        }
+        // None of them alone is refused: it was not about the rows, and the range is tried again as it is.
+        if refused.is_empty() {
+            return Ok(error.into());
+        }
+        let form = if table == Table::Events { Form::Event } else { Form::Parked };
+        let places: Vec<Place> = refused.iter().map(|row| row.place).collect();
+        let letters = self.letters.clone();
+        let keeping = tokio::task::spawn_blocking(move || {
+            let refused = refused.iter().map(|row| DeadLetter {
+                stage: Stage::Sink,
+                reason: row.reason.clone(),
+                form,
+                bytes: &row.bytes,
+                origin: Some(row.place),
+                message: None,
+                about: None,
+            });
+            letters.keep(&refused.collect::<Vec<_>>())
+        });
+        keeping.await.map_err(io::Error::other)??;
+        known.refused.extend(&places);
+        Ok(AttemptError::PutAside { rows: places.len() })
+    }
+
     /// Puts back what ClickHouse has lost of a range that it says it has.
     async fn recount(&self, range: &Range, arrival: &Arrival) -> Result<(), AttemptError> {
         let token = range.id.to_string();
         let tables = [
-            ("events", Table::Events, EVENT_COLUMNS, &arrival.events),
-            ("parked_events", Table::Parked, PARKED_COLUMNS, &arrival.parked),
+            (EVENTS, Table::Events, EVENT_COLUMNS, &arrival.events),
+            (PARKED, Table::Parked, PARKED_COLUMNS, &arrival.parked),
         ];
         for (name, table, columns, block) in tables {
             if block.rows > 0 {

@@ -10,15 +10,17 @@
 //! - A range is inserted until ClickHouse says yes. Whatever the error, nothing is dropped and nothing is skipped; only
 //!   its partition waits, and `/health` says for what. A repeat is recognised by its token, in `events` and in the
 //!   target of every view.
+//! - Rows that ClickHouse refuses for what they hold are found among the others and become dead letters (`bisect`); the
+//!   others are stored.
 //! - Ranges are inserted side by side, up to [`Settings::inserts_in_flight`]. Which of them may be, is the source's
 //!   business: it gives out a range when its insert may begin.
 //! - A range whose partition is taken away is given up at once: its new owner repeats it.
 //! - On shutdown nothing new is taken, a running insert may finish within [`Settings::drain`], and one that is
 //!   waiting for its next attempt is left where it came from.
 //! - Rows whose time is over and rows that were erased on request are left out, and counted.
-//! - What this is not: it does not decide what a bad row is.
 
 mod arrival;
+mod bisect;
 mod insert;
 mod recount;
 mod report;
@@ -37,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clickhouse::{Client, Mode, Template},
+    dead_letters::DeadLetters,
     erasure::Erasures,
     health::Component,
     metrics::Metrics,
@@ -104,9 +107,16 @@ pub struct Sink<S> {
 
 impl<S: Source> Sink<S> {
     /// A sink of `source`; [`Sink::run`] starts it. The tables must be there: [`crate::clickhouse::wait_and_migrate`].
-    pub fn new(source: S, client: Client, settings: Settings, health: Component, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        source: S,
+        client: Client,
+        letters: DeadLetters,
+        settings: Settings,
+        health: Component,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let report = Report::new(health, client.database());
-        let inserter = Inserter::new(client, settings.clone(), report.clone(), metrics.clone());
+        let inserter = Inserter::new(client, letters, settings.clone(), report.clone(), metrics.clone());
         Self { source, inserter: Arc::new(inserter), settings, metrics, report, pending: Vec::new() }
     }
 

@@ -120,6 +120,17 @@ pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, 
     Ok(missing)
 }
 
+/// Which rows of `block` are in table `name`.
+pub(super) async fn places_there(
+    client: &Client,
+    name: &str,
+    table: Table,
+    block: &Block,
+) -> Result<HashSet<(WalId, u64, u32)>, RecountError> {
+    let (rows, received) = read(table, &block.body)?;
+    Ok(there(client, name, &rows, received).await?.rows)
+}
+
 /// The rows of a block, and when the first and the last of them were received.
 fn read(table: Table, body: &[u8]) -> Result<(Vec<Row>, (i64, i64)), BinaryError> {
     let (mut rows, mut received) = (Vec::new(), (i64::MAX, i64::MIN));

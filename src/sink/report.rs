@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::{insert::AttemptError, recount::RecountError, source::RangeId};
+use super::{bisect::BisectError, insert::AttemptError, recount::RecountError, source::RangeId};
 use crate::{
     clickhouse::{Kind, MigrateError, QueryError},
     error_chain::chain,
@@ -44,7 +44,13 @@ impl Report {
                 Some(query) if *query.kind() == Kind::Infrastructure && query.code().is_none() => self.explain(query),
                 _ => (true, error.to_string()),
             },
-            AttemptError::Rows(error) | AttemptError::Recount(RecountError::Rows(error)) => (false, chain(error)),
+            AttemptError::Rows(error)
+            | AttemptError::Recount(RecountError::Rows(error))
+            | AttemptError::Bisect(BisectError::Rows(error)) => (false, chain(error)),
+            AttemptError::Bisect(BisectError::Query(error)) => self.explain(error),
+            AttemptError::Bisect(error @ BisectError::Table { .. }) => (true, chain(error)),
+            AttemptError::Letters(error) => (false, format!("dead letters cannot be kept: {error}")),
+            AttemptError::PutAside { .. } => (false, error.to_string()),
             AttemptError::Schema(error) => {
                 (true, format!("database {} is not complete (has ClickHouse lost its data?): {error}", self.database))
             }

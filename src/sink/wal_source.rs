@@ -13,7 +13,7 @@
 //!   more is read: that is all that is in memory, however long ClickHouse is away.
 //! - A range never spans two openings of the log, and a record never two ranges.
 //! - A row that cannot be decoded goes to the dead letters before the range that would hold it is given out. A repeat
-//!   after a crash keeps it a second time.
+//!   after a crash keeps it again, under the same name.
 
 mod draft;
 mod former;

@@ -212,6 +212,8 @@ pub struct Append {
     pub counted: bool,
     /// To be kept, as durably as the events, for a repeat of the request.
     pub answer: Option<Answer>,
+    /// Its events have been accepted before and are to be stored now: that their ids are known does not count.
+    pub again: bool,
 }
 
 /// Where an append is.

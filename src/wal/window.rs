@@ -318,7 +318,7 @@ impl Window {
             let mut index = 0;
             while let Some(chunk) = append.chunks.get_mut(index) {
                 let repeated = self.stage(chunk, mask);
-                if repeated.is_empty() {
+                if repeated.is_empty() || append.again {
                     index += 1;
                     continue;
                 }

@@ -16,6 +16,7 @@ mod ask;
 mod broker;
 mod clickhouse_facade;
 mod configuration;
+mod dead_letters;
 mod dedup;
 mod durability;
 mod erasure;

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use ingestion_engine::{
     clickhouse::Client,
-    dead_letters::DeadLetters,
+    dead_letters::{DeadLetters, Limits},
     health::Health,
     ids::EventId,
     metrics::Metrics,
@@ -84,6 +84,7 @@ async fn append(wal: &Wal, rows: impl IntoIterator<Item = Vec<u8>>) {
         chunks: packer.finish(),
         counted: false,
         answer: None,
+        again: false,
     };
     wal.append(append).await.unwrap();
 }
@@ -101,7 +102,7 @@ fn limits(rows: usize) -> RangeLimits {
 
 fn wal_source(wal: &Wal, reader: Reader, home: &Path, limits: RangeLimits) -> WalSource {
     let metrics = Arc::new(Metrics::new());
-    let letters = DeadLetters::new(home.join("dead-letters"), metrics.clone());
+    let letters = DeadLetters::new(home.join("dead-letters"), Limits::default(), metrics.clone());
     let health = Health::default().component("source");
     WalSource::open(wal.clone(), reader, limits, letters, health, metrics).unwrap()
 }
@@ -118,7 +119,9 @@ impl Storing {
         let (cancel, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
         let settings = Settings { retry_longest: Duration::from_millis(500), ..Settings::default() };
         let health = Health::default().component("sink");
-        let run = Sink::new(source, client, settings, health, metrics.clone()).run(cancel.clone());
+        let folder = tempfile::tempdir().unwrap().path().join("dead-letters");
+        let letters = DeadLetters::new(folder, Limits::default(), metrics.clone());
+        let run = Sink::new(source, client, letters, settings, health, metrics.clone()).run(cancel.clone());
         Self { task: tokio::spawn(async { run.await.unwrap() }), cancel, metrics }
     }
 

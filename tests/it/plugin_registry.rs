@@ -610,7 +610,7 @@ async fn two_engines_do_not_share_a_registry() {
     // A socket that a killed engine left behind is replaced.
     drop(std::os::unix::net::UnixListener::bind(data_dir.join("control.sock")).unwrap());
     assert!(matches!(control::ask::<Value>(&data_dir, &settings, |_| {}), Err(ClientError::NotRunning { .. })));
-    let control = Control::start(&data_dir, node.plugins.clone(), Arc::default()).unwrap();
+    let control = Control::start(&data_dir, node.plugins.clone(), Arc::default(), None).unwrap();
     let mode = fs::metadata(data_dir.join("control.sock")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     move_in(&home.made("pilot", "1", &[]), home.path(), "pilot.so");

@@ -12,6 +12,7 @@ use std::{
 
 use ingestion_engine::{
     clickhouse::{Client, Mode},
+    dead_letters::{self, DeadLetters},
     health::{Component, Health},
     metrics::Metrics,
     plugins::tables::Tables,
@@ -118,7 +119,10 @@ fn run_with<S: Source + 'static>(source: S, client: Client, with: impl FnOnce(Si
     let (cancel, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
     let health = Health::default().component("sink");
     let settings = Settings { retry_longest: Duration::from_millis(500), ..Settings::default() };
-    let sink = Sink::new(source, client, settings, health.clone(), metrics.clone());
+    // Made when the first letter comes.
+    let folder = tempfile::tempdir().unwrap().path().join("dead-letters");
+    let letters = DeadLetters::new(folder, dead_letters::Limits::default(), metrics.clone());
+    let sink = Sink::new(source, client, letters, settings, health.clone(), metrics.clone());
     let sink = with(sink);
     (tokio::spawn(sink.run(cancel.clone())), cancel, health, metrics)
 }

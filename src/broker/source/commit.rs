@@ -26,7 +26,7 @@ use super::{
 use crate::{
     broker::{Carries, Severity},
     clickhouse::QueryError,
-    dead_letters::DeadLetter,
+    dead_letters::{self, DeadLetter, Form, MessageLine},
     error_chain::chain,
     ids::WalId,
     sink::source::{Block as RowBlock, Range, RangeId},
@@ -290,26 +290,39 @@ impl Committer {
     /// Writes what could not be decoded to the dead letters, before its offsets can pass.
     fn keep_letters(&mut self) {
         let topic = &self.shared.settings.topic;
+        let form = match self.shared.settings.carries {
+            Carries::Events => Form::Line,
+            Carries::Parked => Form::ParkedLine,
+        };
         for (id, prepared) in self.prepared.iter_mut().filter(|(_, prepared)| !prepared.letters_kept) {
-            while let Some(letter) = prepared.block.letters.first() {
-                let kept = self.shared.dead_letters.keep(&DeadLetter {
-                    stage: "source",
+            let letters: Vec<DeadLetter<'_>> = prepared
+                .block
+                .letters
+                .iter()
+                .map(|letter| DeadLetter {
+                    stage: dead_letters::Stage::Source,
                     reason: letter.reason.clone(),
-                    position: format!("{topic}:{id}:{}:{}", letter.offset, letter.line),
+                    form,
                     bytes: &letter.bytes,
-                });
-                if let Err(error) = kept {
-                    let reason = format!("a dead letter of partition {id} cannot be kept: {error}");
-                    self.shared.status.set("dead letters", Severity::Degraded, reason);
-                    self.shared.metrics.error("source");
-                    break;
-                }
-                prepared.block.letters.remove(0);
+                    origin: None,
+                    message: Some(MessageLine {
+                        topic: topic.clone(),
+                        partition: *id,
+                        offset: letter.offset,
+                        line: u32::try_from(letter.line).unwrap_or(u32::MAX),
+                    }),
+                    about: None,
+                })
+                .collect();
+            if let Err(error) = self.shared.dead_letters.keep(&letters) {
+                let reason = format!("the dead letters of partition {id} cannot be kept: {error}");
+                self.shared.status.set("dead letters", Severity::Degraded, reason);
+                self.shared.metrics.error("source");
+                continue;
             }
-            prepared.letters_kept = prepared.block.letters.is_empty();
-            if prepared.letters_kept {
-                self.shared.status.clear("dead letters");
-            }
+            prepared.block.letters = Vec::new();
+            prepared.letters_kept = true;
+            self.shared.status.clear("dead letters");
         }
     }
 

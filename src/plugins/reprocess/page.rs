@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Batch, Event, ReprocessError};
 use crate::{
+    dead_letters::About,
     ids::{EventId, TenantId, WalId},
     row::{self, BinaryError, EventRow, Origin, ParkedRow, Position},
 };
@@ -158,14 +159,10 @@ impl Page {
         body
     }
 
-    /// Where a row entered, in words.
-    pub(super) fn position(&self, place: usize) -> Option<String> {
+    /// Whose a row is, and where it entered.
+    pub(super) fn about(&self, place: usize) -> Option<About> {
         let (row, origin, _) = self.row(place)?;
-        let Origin { wal_id, wal_seq, wal_ordinal, .. } = origin;
-        Some(format!(
-            "tenant {} plugin {} log {wal_id} record {wal_seq} row {wal_ordinal}",
-            row.tenant_id, &*row.plugin
-        ))
+        Some(About::parked(&row, Some(&origin)))
     }
 
     /// A row's event as it was sent.

@@ -3,7 +3,8 @@
 use std::io;
 
 use crate::{
-    dead_letters::{DeadLetter, DeadLetters},
+    dead_letters::{DeadLetter, DeadLetters, Form, Stage},
+    error_chain::chain,
     ids::{WalId, WalSeq},
     row::{self, Origin, Position, Row},
     sink::source::RangeLimits,
@@ -128,7 +129,7 @@ impl Draft {
     fn append_rows(&mut self, record: &Record, letters: &DeadLetters, scratch: &mut Vec<u8>) -> io::Result<()> {
         scratch.clear();
         if let Err(error) = record.decompress_into(scratch) {
-            return keep(letters, record, None, &error, record.payload());
+            return keep(letters, record, 0, &error, (Form::Record, record.payload()));
         }
         let relayed_at_ms = jiff::Timestamp::now().as_millisecond();
         let position = Position { topic: "wal".into(), partition: 0, offset: record.seq.0 };
@@ -136,7 +137,7 @@ impl Draft {
             let encoded = match encoded {
                 Ok(encoded) => encoded,
                 // Lengths that do not add up: nothing tells where the next row begins.
-                Err(error) => return keep(letters, record, Some(ordinal), &error, scratch),
+                Err(error) => return keep(letters, record, ordinal, &error, (Form::Rows, scratch)),
             };
             let origin = Origin { wal_id: record.wal_id, wal_seq: record.seq.0, wal_ordinal: ordinal, relayed_at_ms };
             // Decoded as a whole, because one malformed row makes ClickHouse refuse all of the insert.
@@ -144,7 +145,7 @@ impl Draft {
                 Ok(Row::Event(event)) => (&mut self.events, event.expires_at),
                 Ok(Row::Parked(parked)) => (&mut self.parked, parked.expires_at),
                 Err(error) => {
-                    keep(letters, record, Some(ordinal), &error, encoded)?;
+                    keep(letters, record, ordinal, &error, (Form::Row, encoded))?;
                     continue;
                 }
             };
@@ -168,11 +169,17 @@ impl Draft {
 fn keep(
     letters: &DeadLetters,
     record: &Record,
-    ordinal: Option<u32>,
+    ordinal: u32,
     error: &dyn std::error::Error,
-    bytes: &[u8],
+    (form, bytes): (Form, &[u8]),
 ) -> io::Result<()> {
-    let row = ordinal.map(|ordinal| format!(" row {ordinal}")).unwrap_or_default();
-    let position = format!("log {} record {}{row}", record.wal_id, record.seq);
-    letters.keep(&DeadLetter { stage: "source", reason: error.to_string(), position, bytes })
+    letters.keep(&[DeadLetter {
+        stage: Stage::Source,
+        reason: chain(error),
+        form,
+        bytes,
+        origin: Some((record.wal_id, record.seq.0, ordinal)),
+        message: None,
+        about: None,
+    }])
 }

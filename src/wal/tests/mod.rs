@@ -50,6 +50,7 @@ pub(super) fn append(row: &[u8]) -> Append {
         chunks: packer.finish(),
         counted: false,
         answer: None,
+        again: false,
     }
 }
 
@@ -67,6 +68,7 @@ pub(super) fn large(tag: u64, records: usize, len: usize) -> Append {
         chunks,
         counted: false,
         answer: None,
+        again: false,
     }
 }
 

@@ -35,7 +35,7 @@ fn events(tenant: TenantId, ids: impl IntoIterator<Item = u128>, filler: usize) 
         row::encode(&row, &mut bytes);
         packer.push(&bytes);
     }
-    Append { tenant, received_at_ms: now_ms(), chunks: packer.finish(), counted: true, answer: None }
+    Append { tenant, received_at_ms: now_ms(), chunks: packer.finish(), counted: true, answer: None, again: false }
 }
 
 async fn send(rig: &Rig, ids: impl IntoIterator<Item = u128>) -> u64 {

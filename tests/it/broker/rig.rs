@@ -8,7 +8,7 @@ use std::{
 
 use ingestion_engine::{
     broker::{Settings, source::KafkaSource},
-    dead_letters::DeadLetters,
+    dead_letters::{DeadLetters, Letter, Limits, read_files},
     health::{Health, State},
     ids::{EventId, TenantId, WalId, WalSeq},
     metrics::Metrics,
@@ -143,6 +143,7 @@ impl Log {
             chunks: packer.finish(),
             counted: false,
             answer: None,
+            again: false,
         };
         self.wal.append(append).await.unwrap();
     }
@@ -163,16 +164,13 @@ impl Log {
         (report.state, report.reason.unwrap_or_default())
     }
 
-    pub fn dead_letters(&self) -> Vec<String> {
-        let folder = self.home.path().join("dead-letters");
-        let Ok(files) = std::fs::read_dir(folder) else { return Vec::new() };
-        let text: String = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
-        text.lines().map(str::to_owned).collect()
+    pub fn dead_letters(&self) -> Vec<Letter> {
+        read_files(&self.home.path().join("dead-letters")).unwrap()
     }
 }
 
 fn letters(home: &TempDir, metrics: &Arc<Metrics>) -> DeadLetters {
-    DeadLetters::new(home.path().join("dead-letters"), metrics.clone())
+    DeadLetters::new(home.path().join("dead-letters"), Limits::default(), metrics.clone())
 }
 
 /// A source with its own metrics and health.

@@ -1,10 +1,10 @@
 //! Parked events go on, each once, whatever stops a run and wherever.
 
-use std::{collections::VecDeque, fs, ops::ControlFlow, sync::Arc};
+use std::{collections::VecDeque, ops::ControlFlow, sync::Arc};
 
 use ingestion_engine::{
     clickhouse::Client,
-    dead_letters::DeadLetters,
+    dead_letters::{self, DeadLetters, Limits, read_files},
     erasure::Erasures,
     event::{Acceptance, Types, read},
     metrics::Metrics,
@@ -72,7 +72,7 @@ impl Rig {
         let client = clickhouse.migrated().await;
         let home = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new());
-        let letters = DeadLetters::new(home.path().join("letters"), metrics.clone());
+        let letters = DeadLetters::new(home.path().join("letters"), Limits::default(), metrics.clone());
         let asked = Asked::default();
         let reprocess =
             Reprocess::new(client.clone(), Erasures::new(client.clone()), asked.clone(), letters, metrics.clone());
@@ -135,10 +135,11 @@ async fn parked_events_go_on_once_and_each_to_its_end() {
     assert_eq!(summary, Summary { stored: 250, rejected: 2, dropped: 1, erased: 0, skipped: 1, left: 0 });
     rig.assert_stored_once(250).await;
     assert_eq!(texts(&rig.client, "SELECT toString(plugin) FROM {db}.parked ORDER BY 1").await, ["other", "redact"]);
-    let letters = fs::read_dir(rig.home.path().join("letters")).unwrap().next().unwrap().unwrap();
-    let letters = fs::read_to_string(letters.path()).unwrap();
-    assert!(letters.contains("a custom event needs") && letters.contains(r#"{\"type\":\"custom\"}"#), "{letters}");
-    assert!(letters.contains("\"stage\":\"reprocess\"") && letters.contains("tenant 0000"), "{letters}");
+    let letters = read_files(&rig.home.path().join("letters")).unwrap();
+    let letter = letters.iter().find(|letter| letter.bytes == br#"{"type":"custom"}"#).unwrap();
+    assert!(letter.reason.contains("a custom event needs"), "{letter:?}");
+    assert_eq!((letter.stage, letter.form), (dead_letters::Stage::Reprocess, dead_letters::Form::Sent));
+    assert!(!letter.event_id.0.is_nil() && !letter.wal_id.0.is_nil(), "{letter:?}");
     let text = rig.metrics.render();
     assert!(text.contains("ingestion_reprocessed_events_total{outcome=\"stored\"} 250"), "{text}");
 

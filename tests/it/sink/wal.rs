@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use ingestion_engine::{
-    dead_letters::DeadLetters,
+    dead_letters::{DeadLetters, Limits, read_files},
     health::Health,
     metrics::Metrics,
     row::{self, EventRow},
@@ -64,6 +64,7 @@ async fn append_rows(wal: &Wal, rows: impl IntoIterator<Item = Vec<u8>>) {
         chunks: packer.finish(),
         counted: false,
         answer: None,
+        again: false,
     };
     wal.append(append).await.unwrap();
 }
@@ -71,7 +72,7 @@ async fn append_rows(wal: &Wal, rows: impl IntoIterator<Item = Vec<u8>>) {
 impl Node {
     fn over(wal: Wal, reader: Reader, home: &Path, limits: RangeLimits) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let letters = DeadLetters::new(home.join("dead-letters"), metrics.clone());
+        let letters = DeadLetters::new(home.join("dead-letters"), Limits::default(), metrics.clone());
         let health = Health::default().component("source");
         let source = WalSource::open(wal.clone(), reader, limits, letters, health, metrics.clone()).unwrap();
         Self { wal, source, metrics }
@@ -249,9 +250,10 @@ async fn a_row_that_is_none_becomes_a_dead_letter_and_the_others_are_stored() {
     cancel.cancel();
     task.await.unwrap().unwrap();
     wal.close().await.unwrap();
-    let letters = fs::read_dir(home.path().join("dead-letters")).unwrap().next().unwrap().unwrap();
-    let letters = fs::read_to_string(letters.path()).unwrap();
-    assert!(letters.contains("row layout 99 is unknown") && letters.contains("ends inside column"), "{letters}");
+    let letters = read_files(&home.path().join("dead-letters")).unwrap();
+    let reasons: Vec<_> = letters.iter().map(|letter| letter.reason.as_str()).collect();
+    assert!(reasons[0].contains("row layout 99 is unknown") && reasons[1].contains("ends inside column"), "{reasons:?}");
+    assert_eq!(letters.iter().map(|letter| letter.wal_ordinal).collect::<Vec<_>>(), [0, 2, 0]);
 }
 
 #[tokio::test]

@@ -1,0 +1,367 @@
+//! `ingestion-engine dead-letters list|show|replay|drop`.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    letter::Letter,
+    read_files,
+    replay::{Summary, event_of},
+    store::{Entry, Fate, Filter, Store},
+};
+use crate::{
+    clickhouse::Client,
+    config::Span,
+    ids::TenantId,
+    control::{self, ClientError, Request},
+    table::aligned,
+};
+
+const EXAMPLES: &str = "\
+A dead letter is an event that was accepted and could not be stored: ClickHouse refuses its row, a plugin refuses it when it \
+is reprocessed, or what a log or a topic holds is no row. Mend the cause, then replay: the event goes through the front \
+again, under its id.
+
+Examples:
+  ingestion-engine --config engine.toml dead-letters list --tenant acme --since 2h
+  ingestion-engine --config engine.toml dead-letters show 0b3a6a1e-7d3f-8a52-9c07-8f5d6a7e1b22
+  ingestion-engine --config engine.toml dead-letters replay --reason amount_is_positive
+  ingestion-engine --config engine.toml dead-letters drop --tenant acme --until 2026-01-31T00:00:00Z";
+
+/// Arguments of the `dead-letters` subcommand.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct DeadLettersArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with dead letters.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Action {
+    /// List the letters, the newest first
+    List {
+        /// Which
+        #[command(flatten)]
+        which: Which,
+        /// Those of which something became, too: replayed, dropped, removed by the size cap
+        #[arg(long)]
+        all_states: bool,
+        /// Most letters shown
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one letter, its bytes included
+    Show {
+        /// The letter's name
+        letter: Uuid,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send letters through the front again; the engine must be running
+    Replay {
+        /// Which
+        #[command(flatten)]
+        which: Which,
+        /// All that are held
+        #[arg(long)]
+        all: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give letters up: their bytes go, and they count as dropped
+    Drop {
+        /// Which
+        #[command(flatten)]
+        which: Which,
+        /// All that are held
+        #[arg(long)]
+        all: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which letters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Which {
+    /// Names of letters
+    #[arg(value_name = "LETTER")]
+    pub letters: Vec<Uuid>,
+    /// Of this tenant (id or name)
+    #[arg(long, value_name = "TENANT")]
+    pub tenant: Option<String>,
+    /// Whose reason contains this
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// That failed at this stage: relay, source, sink, reprocess
+    #[arg(long, value_name = "STAGE", value_parser = ["relay", "source", "sink", "reprocess"])]
+    pub stage: Option<String>,
+    /// That failed since then: a span ("2h") or a moment (2026-01-31T00:00:00Z)
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    pub since: Option<Timestamp>,
+    /// That failed before then
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    pub until: Option<Timestamp>,
+}
+
+/// A span before now, or a moment.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(span) = text.parse::<Span>() {
+        return Timestamp::now().checked_sub(span.duration()).map_err(|error| error.to_string());
+    }
+    text.parse().map_err(|_| "give a span (\"2h\") or a moment with its offset (2026-01-31T00:00:00Z)".to_owned())
+}
+
+impl Which {
+    /// The filter; `find` finds a tenant by id or name.
+    ///
+    /// # Errors
+    /// There is no such tenant.
+    pub fn filter(&self, find: impl Fn(&str) -> Result<TenantId>) -> Result<Filter> {
+        let tenant = match &self.tenant {
+            // A tenant that was removed, or letters of nobody known.
+            Some(tenant) => Some(match Uuid::try_parse(tenant) {
+                Ok(id) => id,
+                Err(_) => find(tenant)?.0,
+            }),
+            None => None,
+        };
+        Ok(Filter {
+            letters: self.letters.clone(),
+            tenant,
+            reason: self.reason.clone(),
+            stage: self.stage.clone(),
+            since_ms: self.since.map(Timestamp::as_millisecond),
+            until_ms: self.until.map(Timestamp::as_millisecond),
+        })
+    }
+}
+
+/// That `filter` names fewer than all, or all are meant.
+///
+/// # Errors
+/// Neither.
+pub fn meant(filter: &Filter, all: bool) -> Result<()> {
+    if filter.is_all() && !all {
+        bail!("say which letters: their names, --tenant, --reason, --stage, --since, --until, or --all");
+    }
+    Ok(())
+}
+
+/// Where letters are: in the table, if ClickHouse can be reached, and in the files of this node.
+pub struct Places {
+    /// The table; or why it cannot be read.
+    pub client: Result<Client>,
+    /// The files.
+    pub folder: PathBuf,
+}
+
+/// A letter and whether it is only in a file of this node.
+type Found = (Entry, bool);
+
+impl Places {
+    /// The letters that `filter` names. Those in files first.
+    async fn letters(&self, filter: &Filter, state: Option<&str>, limit: usize, with_bytes: bool) -> Result<Vec<Found>> {
+        let local: Vec<Letter> =
+            read_files(&self.folder).with_context(|| format!("reading {}", self.folder.display()))?;
+        let mut found: Vec<Found> =
+            local.iter().filter(|letter| filter.names(letter)).map(|letter| (Entry::from(letter), true)).collect();
+        found.sort_by_key(|(entry, _)| std::cmp::Reverse(entry.died_at_ms));
+        match &self.client {
+            Ok(client) => {
+                let listed = Store::new(client.clone()).list(filter, state, None, limit, with_bytes).await?;
+                // One that is being delivered stands in both.
+                found.retain(|(local, _)| listed.iter().all(|entry| entry.letter_id != local.letter_id));
+                found.extend(listed.into_iter().map(|entry| (entry, false)));
+            }
+            Err(error) => eprintln!("warning: only this node's files are searched: {error:#}"),
+        }
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    /// `dead-letters list`.
+    ///
+    /// # Errors
+    /// ClickHouse's or the file system's.
+    pub async fn list(&self, filter: &Filter, all_states: bool, limit: usize, json: bool) -> Result<String> {
+        let state = if all_states { None } else { Some("held") };
+        let found = self.letters(filter, state, limit, false).await?;
+        if json {
+            let list: Vec<Value> = found.iter().map(|(entry, local)| shown(entry, *local)).collect();
+            return Ok(serde_json::to_string_pretty(&list)? + "\n");
+        }
+        let rows: Vec<[String; 6]> = found
+            .iter()
+            .map(|(entry, local)| {
+                let state = if *local { "on local disk".to_owned() } else { entry.state.clone() };
+                [
+                    entry.letter_id.to_string(),
+                    time(entry.died_at_ms),
+                    known(entry.tenant_id),
+                    entry.stage.clone(),
+                    state,
+                    short(&entry.reason),
+                ]
+            })
+            .collect();
+        let mut text = aligned(["LETTER", "DIED", "TENANT", "STAGE", "STATE", "REASON"], &rows, "No dead letters.\n");
+        if let Ok(client) = &self.client {
+            let held = Store::new(client.clone()).count(filter).await?;
+            if held.letters > rows.len() as u64 {
+                writeln!(text, "{} more: --limit", held.letters - rows.len() as u64)?;
+            }
+        }
+        Ok(text)
+    }
+
+    /// `dead-letters show`.
+    ///
+    /// # Errors
+    /// ClickHouse's or the file system's; there is no such letter.
+    pub async fn show(&self, letter: Uuid, json: bool) -> Result<String> {
+        let filter = Filter { letters: vec![letter], ..Filter::default() };
+        let found = self.letters(&filter, None, 1, true).await?;
+        let Some((entry, local)) = found.first() else {
+            bail!("there is no dead letter {letter}; `ingestion-engine dead-letters list` shows those that there are");
+        };
+        let mut shown = shown(entry, *local);
+        let bytes = STANDARD.decode(&entry.bytes).unwrap_or_default();
+        if let Value::Object(shown) = &mut shown {
+            if let Ok(event) = event_of(entry) {
+                let event = serde_json::from_str(&event.json).unwrap_or(Value::from(event.json));
+                shown.insert("event".to_owned(), event);
+            }
+            if let Ok(text) = std::str::from_utf8(&bytes) {
+                shown.insert("text".to_owned(), Value::from(text));
+            }
+            shown.insert("base64".to_owned(), Value::from(entry.bytes.clone()));
+        }
+        if json {
+            return Ok(serde_json::to_string_pretty(&shown)? + "\n");
+        }
+        let mut text = String::new();
+        for (name, value) in shown.as_object().into_iter().flatten() {
+            match value {
+                Value::String(value) => writeln!(text, "{name:<12} {value}")?,
+                Value::Object(_) => writeln!(text, "{name:<12} {}", serde_json::to_string_pretty(value)?)?,
+                value => writeln!(text, "{name:<12} {value}")?,
+            }
+        }
+        Ok(text)
+    }
+}
+
+/// `dead-letters drop`: what is held and named by `filter` is given up. Returns how many letters that were.
+///
+/// # Errors
+/// ClickHouse's.
+pub async fn drop_letters(client: &Client, filter: &Filter) -> Result<u64> {
+    let store = Store::new(client.clone());
+    let held = store.count(filter).await.context("counting the letters")?;
+    store.settle(filter, Fate::Dropped).await.context("dropping the letters; start the command again")?;
+    Ok(held.letters)
+}
+
+/// `dead-letters replay`: the engine that runs with `data_dir` sends the letters that `filter` names. Blocking.
+///
+/// # Errors
+/// No engine runs, it could not do it, or letters stay dead letters.
+pub fn replay(data_dir: &Path, filter: Filter, json: bool) -> Result<()> {
+    let asked = control::ask::<Summary>(data_dir, &Request::Replay { filter }, |_| {});
+    let summary = match asked {
+        Err(error @ ClientError::NotRunning { .. }) => {
+            bail!("{error}: start it, and run this beside it; letters go through its front")
+        }
+        asked => asked?,
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        print!("{}", replayed(&summary)?);
+    }
+    if summary.held > 0 {
+        bail!("{} letters stay dead letters", summary.held);
+    }
+    Ok(())
+}
+
+/// The outcome of a replay, for people.
+fn replayed(summary: &Summary) -> Result<String> {
+    let mut text = String::new();
+    writeln!(text, "{} replayed: the front has accepted them", summary.replayed)?;
+    if summary.stored > 0 {
+        writeln!(text, "{} were stored already", summary.stored)?;
+    }
+    if summary.held > 0 {
+        writeln!(text, "{} stay dead letters:", summary.held)?;
+        for reason in &summary.reasons {
+            writeln!(text, "  {}: {}", reason.letter_id, reason.reason)?;
+        }
+    }
+    Ok(text)
+}
+
+fn shown(entry: &Entry, local: bool) -> Value {
+    let mut shown = json!({
+        "letter_id": entry.letter_id,
+        "state": entry.state,
+        "where": if local { "on local disk" } else { "in ClickHouse" },
+        "died_at": time(entry.died_at_ms),
+        "tenant_id": entry.tenant_id,
+        "event_id": entry.event_id,
+        "received_at": time(entry.received_at_ms),
+        "kept_until": time(i64::from(entry.expires_at) * 1000),
+        "stage": entry.stage,
+        "reason": entry.reason,
+        "form": entry.form,
+        "bytes": entry.size,
+    });
+    if let Value::Object(shown) = &mut shown {
+        if !entry.wal_id.is_nil() {
+            let place = json!({"wal_id": entry.wal_id, "seq": entry.wal_seq, "ordinal": entry.wal_ordinal});
+            shown.insert("entered".to_owned(), place);
+        }
+        if !entry.topic.is_empty() {
+            let Entry { topic, partition, offset, line, .. } = entry;
+            let place = json!({"topic": topic, "partition": partition, "offset": offset, "line": line});
+            shown.insert("message".to_owned(), place);
+        }
+    }
+    shown
+}
+
+fn time(milliseconds: i64) -> String {
+    Timestamp::from_millisecond(milliseconds).map_or_else(|_| milliseconds.to_string(), |time| time.to_string())
+}
+
+fn known(id: Uuid) -> String {
+    if id.is_nil() { "unknown".to_owned() } else { id.to_string() }
+}
+
+fn short(reason: &str) -> String {
+    const MOST: usize = 100;
+    let line = reason.lines().next().unwrap_or_default();
+    if line.chars().count() <= MOST {
+        return line.to_owned();
+    }
+    line.chars().take(MOST).chain("...".chars()).collect()
+}
+

@@ -1,0 +1,258 @@
+//! Dead letters through the front again: as their tenant, through validation and plugins, into the log.
+//!
+//! ```text
+//! held letters --page--> whose events are not stored yet --as JSON--> front --accepted--> marked as replayed
+//!                             |                                        | refused: stays held, and is told
+//!                             +-- are: marked as replayed              |
+//! ```
+//!
+//! # Once
+//! An event keeps its id. One that is stored already is only marked. For one that the front accepts, the letter's name is kept
+//! in the log beside the event, in the same fsync, as an idempotency key is, and for ten minutes too: a run that was cut off
+//! before it marked the letter is recognised by that, and later by the event's being stored. The dedup window does not look at
+//! replayed events: it knows their ids from when they were accepted for the first time.
+
+use std::{collections::BTreeMap, future::Future, pin::Pin};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Number, Value};
+use uuid::Uuid;
+
+pub use super::store::Filter;
+use super::{
+    letter::Form,
+    store::{Entry, Fate, Store},
+};
+use crate::{
+    clickhouse::Client,
+    error_chain::chain,
+    ids::{EventId, TenantId},
+    row::{self, EventRow, ParkedRow, Row, Table},
+};
+
+/// Letters of a page: their bytes are in memory.
+const PAGE: usize = 100;
+/// Events that are given to the front at a time: they share its fsyncs.
+const AT_A_TIME: usize = 32;
+/// Letters that stayed held are told with their reason, up to so many.
+const MOST_TOLD: usize = 20;
+
+/// What the front says of an event; an error is the front's, and the event may be tried again.
+pub type Replayed<'a> = Pin<Box<dyn Future<Output = Result<Taken, String>> + Send + 'a>>;
+
+/// What the front makes of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is on disk, or a plugin has dropped it.
+    Accepted,
+    /// Why it is not accepted.
+    Refused(String),
+}
+
+/// The front, for events that have been accepted before.
+pub trait Front: Send + Sync {
+    /// Takes the `event` (a JSON object) of `letter` as `tenant`'s.
+    fn replay<'a>(&'a self, tenant: TenantId, letter: Uuid, event: &'a str) -> Replayed<'a>;
+}
+
+/// What a run has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Accepted by the front.
+    pub replayed: u64,
+    /// Stored already, so that they were not sent.
+    pub stored: u64,
+    /// Refused again, or no event: they stay.
+    pub held: u64,
+    /// Why, of the first of these.
+    pub reasons: Vec<Reason>,
+}
+
+/// Why a letter stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// The letter.
+    pub letter_id: Uuid,
+    /// Why, in words.
+    pub reason: String,
+}
+
+impl Summary {
+    fn stays(&mut self, letter_id: Uuid, reason: String) {
+        self.held += 1;
+        if self.reasons.len() < MOST_TOLD {
+            self.reasons.push(Reason { letter_id, reason });
+        }
+    }
+}
+
+/// Replays the held letters that `filter` names.
+///
+/// # Errors
+/// ClickHouse's or the front's error, in words; what was done until then is done.
+pub async fn run(client: &Client, front: &dyn Front, filter: &Filter) -> Result<Summary, String> {
+    let store = Store::new(client.clone());
+    let (mut summary, mut after) = (Summary::default(), None);
+    loop {
+        let page = store.list(filter, Some("held"), after, PAGE, true).await.map_err(|error| chain(&error))?;
+        let Some(last) = page.last() else { return Ok(summary) };
+        after = Some((last.tenant_id, last.letter_id));
+        let mut by_tenant: BTreeMap<Uuid, Vec<(Uuid, Uuid, String)>> = BTreeMap::new();
+        for entry in &page {
+            match event_of(entry) {
+                Ok(Event { tenant_id, event_id, json }) => {
+                    by_tenant.entry(tenant_id.0).or_default().push((entry.letter_id, event_id.0, json));
+                }
+                Err(reason) => summary.stays(entry.letter_id, reason),
+            }
+        }
+        for (tenant, events) in by_tenant {
+            let ids: Vec<Uuid> = events.iter().map(|(_, event_id, _)| *event_id).collect();
+            let stored = store.stored(tenant, &ids).await.map_err(|error| chain(&error))?;
+            let (done, events): (Vec<_>, Vec<_>) =
+                events.into_iter().partition(|(_, event_id, _)| stored.contains(event_id));
+            summary.stored += done.len() as u64;
+            mark(&store, done.iter().map(|(letter_id, ..)| *letter_id).collect()).await?;
+            for events in events.chunks(AT_A_TIME) {
+                let given = events.iter().map(|(letter_id, _, json)| front.replay(TenantId(tenant), *letter_id, json));
+                let mut accepted = Vec::new();
+                let mut failed = None;
+                for (answer, (letter_id, ..)) in join_all(given).await.into_iter().zip(events) {
+                    match answer {
+                        Ok(Taken::Accepted) => accepted.push(*letter_id),
+                        Ok(Taken::Refused(reason)) => summary.stays(*letter_id, reason),
+                        Err(reason) => failed = Some(reason),
+                    }
+                }
+                summary.replayed += accepted.len() as u64;
+                mark(&store, accepted).await?;
+                if let Some(reason) = failed {
+                    return Err(format!("{} letters were replayed, then: {reason}", summary.replayed));
+                }
+            }
+        }
+    }
+}
+
+async fn mark(store: &Store, letters: Vec<Uuid>) -> Result<(), String> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let filter = Filter { letters, ..Filter::default() };
+    store.settle(&filter, Fate::Replayed).await.map_err(|error| chain(&error))
+}
+
+/// A letter's event, as a client would send it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Event {
+    pub(super) tenant_id: TenantId,
+    pub(super) event_id: EventId,
+    pub(super) json: String,
+}
+
+/// The event of a letter; or why it has none.
+pub(super) fn event_of(entry: &Entry) -> Result<Event, String> {
+    let bytes = STANDARD.decode(&entry.bytes).map_err(|error| format!("its bytes cannot be read: {error}"))?;
+    let form = Form::named(&entry.form).ok_or_else(|| format!("its form, {:?}, is not known", entry.form))?;
+    let no_row = |error: &dyn std::error::Error| format!("it is no event: {}", chain(error));
+    match form {
+        Form::Record | Form::Rows => Err("it is no event: what is left of a damaged record".to_owned()),
+        Form::Row => event_of_row(&row::decode(&bytes).map_err(|error| no_row(&error))?),
+        Form::Event | Form::Parked => {
+            let table = if form == Form::Event { Table::Events } else { Table::Parked };
+            event_of_row(&row::read_insert_row(table, &mut &bytes[..]).map_err(|error| no_row(&error))?)
+        }
+        Form::Line => row::read_json(&bytes).map_err(|error| no_row(&error)).map(|(event, _)| of_event(&event)),
+        Form::ParkedLine => {
+            let (parked, _) = row::read_parked_json(&bytes).map_err(|error| no_row(&error))?;
+            of_parked(&parked)
+        }
+        Form::Sent => {
+            let json = std::str::from_utf8(&bytes).map_err(|error| no_row(&error))?;
+            of_sent(TenantId(entry.tenant_id), EventId(entry.event_id), None, json)
+        }
+    }
+}
+
+fn event_of_row(row: &Row<'_>) -> Result<Event, String> {
+    match row {
+        Row::Event(event) => Ok(of_event(event)),
+        Row::Parked(parked) => of_parked(parked),
+    }
+}
+
+fn of_parked(row: &ParkedRow<'_>) -> Result<Event, String> {
+    of_sent(row.tenant_id, row.event_id, Some(row.timestamp_ms), &row.raw)
+}
+
+/// What was sent, with the id that it was given at acceptance, and the time if it had none.
+fn of_sent(
+    tenant_id: TenantId,
+    event_id: EventId,
+    timestamp_ms: Option<i64>,
+    json: &str,
+) -> Result<Event, String> {
+    let sent: Result<Map<String, Value>, _> = serde_json::from_str(json);
+    let mut sent = sent.map_err(|error| format!("it is no event: {error}"))?;
+    sent.insert("id".to_owned(), Value::from(event_id.to_string()));
+    if let Some(timestamp_ms) = timestamp_ms {
+        sent.insert("timestamp".to_owned(), Value::from(timestamp_ms));
+    }
+    Ok(Event { tenant_id, event_id, json: Value::Object(sent).to_string() })
+}
+
+/// A row as the event that it was. What is empty was not sent.
+fn of_event(row: &EventRow<'_>) -> Event {
+    let mut event = Map::new();
+    event.insert("id".to_owned(), Value::from(row.event_id.to_string()));
+    event.insert("type".to_owned(), Value::from(&*row.kind));
+    event.insert("timestamp".to_owned(), Value::from(row.timestamp_ms));
+    let texts = [
+        ("session_id", &row.session_id),
+        ("user_id", &row.user_id),
+        ("anonymous_id", &row.anonymous_id),
+        ("url", &row.url),
+        ("path", &row.path),
+        ("referrer", &row.referrer),
+        ("title", &row.title),
+        ("user_agent", &row.user_agent),
+        ("screen", &row.screen),
+        ("locale", &row.locale),
+        ("timezone", &row.timezone),
+        ("name", &row.name),
+        ("element", &row.element),
+        ("selector", &row.selector),
+        ("text", &row.text),
+        ("direction", &row.direction),
+    ];
+    for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+        event.insert(name.to_owned(), Value::from(&**text));
+    }
+    let numbers = [
+        ("x", row.x),
+        ("y", row.y),
+        ("depth", row.depth),
+        ("load_time_ms", row.load_time_ms),
+        ("lcp", row.lcp),
+        ("fid", row.fid),
+        ("inp", row.inp),
+        ("cls", row.cls),
+        ("ttfb", row.ttfb),
+        ("fcp", row.fcp),
+        ("dom_content_loaded", row.dom_content_loaded),
+        ("load_complete", row.load_complete),
+    ];
+    for (name, number) in numbers {
+        if let Some(number) = number.and_then(Number::from_f64) {
+            event.insert(name.to_owned(), Value::Number(number));
+        }
+    }
+    for (name, object) in [("context", &row.context), ("properties", &row.properties)] {
+        if let Ok(object) = serde_json::from_str::<Value>(object) {
+            event.insert(name.to_owned(), object);
+        }
+    }
+    Event { tenant_id: row.tenant_id, event_id: row.event_id, json: Value::Object(event).to_string() }
+}

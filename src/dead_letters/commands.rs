@@ -1,6 +1,7 @@
 //! `ingestion-engine dead-letters list|show|replay|drop`.
 
 use std::{
+    collections::HashSet,
     fmt::Write as _,
     path::{Path, PathBuf},
 };
@@ -183,7 +184,10 @@ impl Places {
             read_files(&self.folder).with_context(|| format!("reading {}", self.folder.display()))?;
         let mut found: Vec<Found> =
             local.iter().filter(|letter| filter.names(letter)).map(|letter| (Entry::from(letter), true)).collect();
-        found.sort_by_key(|(entry, _)| std::cmp::Reverse(entry.died_at_ms));
+        found.sort_by_key(|(entry, _)| std::cmp::Reverse((entry.died_at_ms, entry.letter_id)));
+        // One that was kept twice is one.
+        let mut seen = HashSet::new();
+        found.retain(|(entry, _)| seen.insert(entry.letter_id));
         match &self.client {
             Ok(client) => {
                 let listed = Store::new(client.clone()).list(filter, state, None, limit, with_bytes).await?;

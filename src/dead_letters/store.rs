@@ -258,7 +258,7 @@ impl Store {
         let columns = COLUMNS.replace(" bytes,", "");
         let from = format!(
             "(SELECT *, sum(size) OVER (ORDER BY of_tenant, letter_id) AS total FROM \
-             (SELECT {columns}, sum(size) OVER (PARTITION BY tenant_id ORDER BY died_at DESC, letter_id) AS of_tenant \
+             (SELECT {columns}, sum(size) OVER (PARTITION BY tenant_id ORDER BY died_at DESC, wal_seq DESC, wal_ordinal DESC, letter_id) AS of_tenant \
              FROM {}.dead_letters FINAL WHERE state = 'held')) WHERE total > {most}",
             self.database
         );

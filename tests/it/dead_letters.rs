@@ -1,16 +1,20 @@
 //! What cannot be stored is kept, shown, sent again or given up, and holds up nothing else.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use ingestion_engine::{
-    dead_letters::{DeadLetter, DeadLetters, Form, Limits, MessageLine, Stage, read_files},
+    dead_letters::{About, DeadLetter, DeadLetters, Form, Limits, MessageLine, Stage, read_files},
+    ids::WalId,
     metrics::Metrics,
+};
+use rdkafka::{
+    ClientConfig,
+    producer::{BaseProducer, BaseRecord, Producer},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    clickhouse_facade::clickhouse_child::ClickHouse as Server,
     support::{
         engine::{ClickHouse, Engine, Setup, TENANT, eventually},
         tansu::Tansu,
@@ -42,6 +46,10 @@ fn is_stored_once(clickhouse: &ClickHouse, events: usize) {
     clickhouse.wait_for("SELECT sum(events) FROM overwatch.events_per_minute", &events.to_string());
 }
 
+fn is_up(engine: &Engine) {
+    eventually("health is up", || engine.get("/health").json()["status"] == "up");
+}
+
 fn held(clickhouse: &ClickHouse, letters: usize) {
     let count = "SELECT count() FROM overwatch.dead_letters FINAL WHERE state = 'held'";
     clickhouse.wait_for(count, &letters.to_string());
@@ -64,6 +72,7 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     // Large ranges: the refused rows stand in the middle of others.
     let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"2s\"\n[limits]\nevents_per_request = 10000");
     let engine = setup.start();
+    is_up(&engine);
     let clickhouse = engine.clickhouse();
     clickhouse.stop_merges();
     clickhouse.query(NO_EVIL);
@@ -72,7 +81,7 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     is_stored_once(&clickhouse, 9_996);
     held(&clickhouse, 4);
     eventually("the log goes on", || engine.metric("ingestion_wal_events") == 0);
-    eventually("health is up", || engine.get("/health").json()["status"] == "up");
+    is_up(&engine);
     assert_eq!(engine.metric("ingestion_dead_letters_total"), 4);
     assert_eq!(clickhouse.query("SELECT count() FROM system.tables WHERE name LIKE '%trial%'"), "0", "tidied up");
 
@@ -110,4 +119,198 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     let summary: Value = serde_json::from_str(&command(&setup, "dead-letters replay --all --json")).unwrap();
     assert_eq!((&summary["replayed"], &summary["stored"]), (&json!(0), &json!(0)), "{summary}");
     is_stored_once(&clickhouse, 10_000);
+}
+
+/// Letters as an engine in `home` keeps them, `count` of them of `bytes` bytes each, for user `user` of `tenant`.
+fn keep(home: &Path, tenant: Uuid, user: &str, (first, count): (u64, u64), bytes: usize) {
+    let letters = DeadLetters::new(home.join("data/dead-letters"), Limits::default(), Arc::new(Metrics::new()));
+    let sent = json!({"type": "custom", "name": "late", "user_id": user, "filler": "x".repeat(bytes)}).to_string();
+    let about = |number: u64| About {
+        tenant_id: tenant,
+        event_id: Uuid::from_u128(0x7000_8000_0000_0000_0000 + u128::from(number)),
+        user_id: user.to_owned(),
+        origin: Some((WalId(tenant), number, 0)),
+        ..About::default()
+    };
+    let letter = |number| DeadLetter {
+        stage: Stage::Reprocess,
+        reason: "not today".to_owned(),
+        form: Form::Sent,
+        bytes: sent.as_bytes(),
+        origin: None,
+        message: None,
+        about: Some(about(number)),
+    };
+    let kept: Vec<_> = (first..first + count).map(letter).collect();
+    // Twice: by a run that was cut off, and its repeat.
+    letters.keep(&kept[..1]).unwrap();
+    letters.keep(&kept).unwrap();
+}
+
+fn tenant() -> Uuid {
+    TENANT.parse().unwrap()
+}
+
+#[test]
+fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("data/dead-letters");
+    let away = Setup::new(home.path()).env("INGESTION_CLICKHOUSE_URL", "http://127.0.0.1:9");
+    keep(home.path(), tenant(), "ann", (1, 3), 10);
+    // A torn line: nobody was told that it is kept.
+    let file = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    let torn = fs::read_to_string(&file).unwrap() + "{\"letter_id\":\"00";
+    fs::write(&file, torn).unwrap();
+    let engine = away.start();
+    let output = away.command("dead-letters list --json").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only this node's files"), "{output:?}");
+    let listed: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(listed.len(), 3, "one that was kept twice is one: {listed:?}");
+    assert!(listed.iter().all(|letter| letter["where"] == "on local disk"), "{listed:?}");
+    let shown = command(&away, &format!("dead-letters show {}", listed[0]["letter_id"].as_str().unwrap()));
+    assert!(shown.contains("not today") && shown.contains("\"filler\": \"xxxxxxxxxx\""), "{shown}");
+    let (status, words) = away.run("dead-letters drop --all");
+    assert!(status.code() == Some(1) && words.contains("ClickHouse cannot be reached"), "{words}");
+    drop(engine);
+
+    let setup = Setup::new(home.path());
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    held(&clickhouse, 3);
+    eventually("the files are gone", || read_files(&folder).unwrap().is_empty());
+    // Kept and delivered again: a crash came before the file was removed.
+    drop(engine);
+    keep(home.path(), tenant(), "ann", (1, 4), 10);
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    held(&clickhouse, 4);
+    eventually("the files are gone", || read_files(&folder).unwrap().is_empty());
+
+    let (status, words) = setup.run("dead-letters drop");
+    assert!(status.code() == Some(1) && words.contains("say which letters"), "{words}");
+    let one = list(&setup, "")[0]["letter_id"].as_str().unwrap().to_owned();
+    assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "1 dropped\n");
+    assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "0 dropped\n");
+    held(&clickhouse, 3);
+    // What became of a letter stands above its being delivered once more.
+    drop(engine);
+    keep(home.path(), tenant(), "ann", (1, 4), 10);
+    let engine = setup.start();
+    eventually("the files are gone", || read_files(&folder).unwrap().is_empty());
+    held(&engine.clickhouse(), 3);
+}
+
+#[test]
+fn the_size_cap_is_announced_and_takes_the_oldest_of_whoever_has_most() {
+    let (home, other) = (tempfile::tempdir().unwrap(), Uuid::from_u128(99));
+    let setup = Setup::new(home.path()).config("[dead_letters]\nmax_bytes = \"1MiB\"");
+    keep(home.path(), other, "bob", (100, 2), 100 << 10);
+    keep(home.path(), tenant(), "ann", (1, 7), 100 << 10);
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    held(&clickhouse, 9);
+    eventually("it is announced", || engine.component("dead_letters")["state"] == "degraded");
+    let reason = engine.component("dead_letters")["reason"].to_string();
+    assert!(reason.contains("9 dead letters hold") && reason.contains("dead_letters.max_bytes"), "{reason}");
+    assert_eq!(engine.metric("ingestion_dead_letters_held"), 9);
+    drop(engine);
+
+    keep(home.path(), tenant(), "ann", (8, 3), 100 << 10);
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    eventually("letters are removed", || engine.metric_or_zero("ingestion_dead_letters_removed_total") > 0);
+    // 12 letters of 100 kB, of which 9.2 fit into 0.9 MiB.
+    held(&clickhouse, 9);
+    let of = |tenant: Uuid, state: &str| {
+        clickhouse.query(&format!(
+            "SELECT toString(arraySort(groupArray(wal_seq))) FROM overwatch.dead_letters FINAL WHERE tenant_id = '{tenant}' AND state = '{state}'"
+        ))
+    };
+    assert_eq!(of(other, "held"), "[100,101]");
+    assert_eq!(of(other, "removed"), "[]");
+    assert_eq!(engine.metric("ingestion_dead_letters_removed_total"), 3);
+    let removed = of(tenant(), "removed");
+    assert_eq!(removed, "[1,2,3]", "the oldest");
+}
+
+#[test]
+fn a_table_that_takes_nothing_is_mended_and_no_row_becomes_a_letter() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"1s\"");
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    clickhouse.query("ALTER TABLE overwatch.events ADD CONSTRAINT nothing CHECK name = 'nobody'");
+    send(&engine, 0..500, &[]);
+    eventually("health says so", || {
+        engine.component("sink")["reason"].to_string().contains("refuses every row for table events")
+    });
+    assert_eq!(engine.component("sink")["state"], "down");
+    clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT nothing");
+    is_stored_once(&clickhouse, 500);
+    assert_eq!(engine.metric_or_zero("ingestion_dead_letters_total"), 0);
+}
+
+#[test]
+fn an_erasure_finds_letters_and_what_is_no_event_stays() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    keep(home.path(), tenant(), "ann", (1, 2), 10);
+    keep(home.path(), tenant(), "bob", (3, 1), 10);
+    keep(home.path(), Uuid::from_u128(77), "ann", (4, 1), 10);
+    let garbage = DeadLetters::new(home.path().join("data/dead-letters"), Limits::default(), Arc::new(Metrics::new()));
+    let message = MessageLine { topic: "t".to_owned(), partition: 3, offset: 9, line: 1 };
+    let letter = DeadLetter {
+        stage: Stage::Source,
+        reason: "not a row".to_owned(),
+        form: Form::Line,
+        bytes: b"\xff\x00 of ann",
+        origin: None,
+        message: Some(message),
+        about: None,
+    };
+    garbage.keep(&[letter]).unwrap();
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    held(&clickhouse, 5);
+    let erased = command(&setup, "erase --user ann --json");
+    assert!(erased.contains("\"dead_letters\""), "{erased}");
+    held(&clickhouse, 3);
+    let left = "SELECT count() FROM overwatch.dead_letters WHERE user_id = 'ann' AND tenant_id != toUUID('00000000-0000-0000-0000-00000000004d')";
+    assert_eq!(clickhouse.query(left), "0");
+
+    let output = setup.command("dead-letters replay --all --json").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&summary["replayed"], &summary["held"]), (&json!(1), &json!(2)), "{summary}");
+    let reasons = summary["reasons"].to_string();
+    assert!(reasons.contains("it is no event") && reasons.contains("there is no tenant"), "{reasons}");
+    clickhouse.wait_for("SELECT user_id FROM overwatch.events", "bob");
+    held(&clickhouse, 2);
+}
+
+#[test]
+fn foreign_garbage_in_the_topic_holds_nothing_up() {
+    let home = tempfile::tempdir().unwrap();
+    let broker = Tansu::start();
+    let setup = Setup::new(home.path()).broker(&broker.brokers());
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    send(&engine, 0..100, &[]);
+    is_stored_once(&clickhouse, 100);
+    let stranger: BaseProducer = ClientConfig::new().set("bootstrap.servers", broker.brokers()).create().unwrap();
+    let garbage: [&[u8]; 3] = [b"\xff\xfe\x00", b"{\"half\":\n{\"other\":\"half\"}", &[b'x'; 4096]];
+    for bytes in garbage {
+        stranger.send(BaseRecord::<(), _>::to("overwatch.events").payload(bytes)).map_err(|(error, _)| error).unwrap();
+    }
+    stranger.send(BaseRecord::<(), ()>::to("overwatch.events")).map_err(|(error, _)| error).unwrap();
+    stranger.flush(Duration::from_secs(30)).unwrap();
+    send(&engine, 100..200, &[]);
+    is_stored_once(&clickhouse, 200);
+    // One of two lines, and one without a value.
+    held(&clickhouse, 5);
+    let letters = list(&setup, "--stage source");
+    assert!(letters.iter().all(|letter| letter["message"]["topic"] == "overwatch.events"), "{letters:?}");
+    is_up(&engine);
 }

@@ -95,6 +95,13 @@ impl Running {
         Self { task, cancel, log, health, metrics }
     }
 
+    fn start_with_letters(client: Client, ranges: impl IntoIterator<Item = Range>, letters: DeadLetters) -> Self {
+        let log = Arc::<Log>::default();
+        let source = Prepared { waiting: ranges.into_iter().collect(), in_flight: HashSet::new(), log: log.clone() };
+        let (task, cancel, health, metrics) = run_from(source, client, letters, |sink| sink);
+        Self { task, cancel, log, health, metrics }
+    }
+
     pub(crate) fn committed(&self) -> usize {
         self.log.committed.lock().len()
     }
@@ -116,12 +123,21 @@ fn run(source: impl Source + 'static, client: Client) -> Parts {
 }
 
 fn run_with<S: Source + 'static>(source: S, client: Client, with: impl FnOnce(Sink<S>) -> Sink<S>) -> Parts {
+    // Made when the first letter comes.
+    let folder = tempfile::tempdir().unwrap().path().join("dead-letters");
+    let letters = DeadLetters::new(folder, dead_letters::Limits::default(), Arc::default());
+    run_from(source, client, letters, with)
+}
+
+fn run_from<S: Source + 'static>(
+    source: S,
+    client: Client,
+    letters: DeadLetters,
+    with: impl FnOnce(Sink<S>) -> Sink<S>,
+) -> Parts {
     let (cancel, metrics) = (CancellationToken::new(), Arc::new(Metrics::new()));
     let health = Health::default().component("sink");
     let settings = Settings { retry_longest: Duration::from_millis(500), ..Settings::default() };
-    // Made when the first letter comes.
-    let folder = tempfile::tempdir().unwrap().path().join("dead-letters");
-    let letters = DeadLetters::new(folder, dead_letters::Limits::default(), metrics.clone());
     let sink = Sink::new(source, client, letters, settings, health.clone(), metrics.clone());
     let sink = with(sink);
     (tokio::spawn(sink.run(cancel.clone())), cancel, health, metrics)

@@ -45,6 +45,24 @@ pub(crate) async fn run(
     stop.run_until_cancelled(delivery.run()).await;
 }
 
+/// Says, until `stop`, that what this node keeps stays on its disk: it knows no ClickHouse.
+pub(crate) async fn hold(letters: DeadLetters, health: Component, stop: CancellationToken) {
+    let watching = async {
+        loop {
+            let spool = letters.spool.clone();
+            match tokio::task::spawn_blocking(move || spool.bytes()).await {
+                Ok(Ok(0)) => health.up(),
+                _ => health.degraded(format!(
+                    "dead letters stay in {}: this node knows no ClickHouse; set clickhouse.url",
+                    letters.spool.folder().display()
+                )),
+            }
+            drop(tokio::time::timeout(COUNT_EVERY, letters.spool.news.notified()).await);
+        }
+    };
+    stop.run_until_cancelled(watching).await;
+}
+
 struct Delivery {
     store: Store,
     letters: DeadLetters,

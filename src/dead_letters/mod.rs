@@ -30,7 +30,7 @@ use std::{
 
 use jiff::Timestamp;
 
-pub(crate) use deliver::run as deliver;
+pub(crate) use deliver::{hold, run as deliver};
 pub use letter::{About, DeadLetter, Form, Letter, MessageLine, Stage};
 use spool::Spool;
 

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     clickhouse::{Client, REWRITE_TIMEOUT, Template, quote_identifier, quote_text},
+    dead_letters::read_files,
     ids::TenantId,
     retention::copies_of,
 };
@@ -132,7 +133,7 @@ pub async fn run(client: &Client, template: &Template, settings: &Settings, requ
     run.delete(&deletions, &mut removed).await?;
     run.check(&deletions).await?;
     removed.retain(|removed| removed.rows > 0);
-    let remains = run.remains(user.is_some(), &aggregates);
+    let remains = run.remains(user.is_some(), &aggregates, run.unread_letters().await?);
     Ok(Report { tombstone, tenant_id: tenant, user_id: user, anonymous_ids, before, removed, sinks_confirmed, remains })
 }
 
@@ -170,7 +171,8 @@ impl Run<'_> {
             database = self.database,
             user = quote_text(user)
         );
-        let mut ids: Vec<String> = self.client.fetch(&sql).await.context("looking for the person's anonymous ids")?;
+        let found = self.client.fetch_within(&sql, REWRITE_TIMEOUT).await;
+        let mut ids: Vec<String> = found.context("looking for the person's anonymous ids")?;
         // The id may be an anonymous one itself.
         if !ids.iter().any(|id| id == user) {
             ids.push(user.to_owned());
@@ -225,8 +227,8 @@ impl Run<'_> {
     async fn count(&self, deletion: &Deletion) -> Result<u64> {
         let Deletion { table, condition, .. } = deletion;
         let sql = format!("SELECT count() FROM {}.{} WHERE {condition}", self.database, quote_identifier(table));
-        let counts: Vec<u64> =
-            self.client.fetch(&sql).await.with_context(|| format!("counting the rows in {table}"))?;
+        let counted = self.client.fetch_within(&sql, REWRITE_TIMEOUT).await;
+        let counts: Vec<u64> = counted.with_context(|| format!("counting the rows in {table}"))?;
         Ok(counts.first().copied().unwrap_or(0))
     }
 
@@ -325,7 +327,18 @@ impl Run<'_> {
         }
     }
 
-    fn remains(&self, person: bool, aggregates: &[String]) -> Vec<Remains> {
+    /// Dead letters that say of nobody whose they are.
+    async fn unread_letters(&self) -> Result<u64> {
+        let nil = Uuid::nil();
+        let sql = format!(
+            "SELECT count() FROM {}.dead_letters FINAL WHERE state = 'held' AND (tenant_id = '{nil}' OR event_id = '{nil}')",
+            self.database
+        );
+        let counts: Vec<u64> = self.client.fetch(&sql).await.context("counting dead letters")?;
+        Ok(counts.first().copied().unwrap_or(0))
+    }
+
+    fn remains(&self, person: bool, aggregates: &[String], unread: u64) -> Vec<Remains> {
         let remains =
             |place: &str, what: &str, until: String| Remains { place: place.to_owned(), what: what.to_owned(), until };
         let kept = self.settings.topic_retention.unwrap_or_default() + LONGER_THAN_TOPIC;
@@ -354,12 +367,19 @@ impl Run<'_> {
                 format!("{} days, or what the topic keeps if it was made by others", days(retention)),
             ));
         }
-        let letters = std::fs::read_dir(&self.settings.dead_letters).map_or(0, Iterator::count);
+        let letters = read_files(&self.settings.dead_letters).map_or(1, |letters| letters.len());
         if letters > 0 {
             all.push(remains(
                 &self.settings.dead_letters.display().to_string(),
-                "dead letters of this node, which are not searched",
-                "you remove them".to_owned(),
+                "dead letters on this node's disk; those of the person are left out when they are delivered",
+                "ClickHouse takes them".to_owned(),
+            ));
+        }
+        if unread > 0 {
+            all.push(remains(
+                "table dead_letters",
+                "letters whose bytes are no event, so that nobody knows whose they are",
+                "their own expiry, or `ingestion-engine dead-letters drop`".to_owned(),
             ));
         }
         for table in aggregates {

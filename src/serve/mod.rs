@@ -247,6 +247,8 @@ async fn wait(
 struct Back {
     relay: Option<JoinHandle<Result<()>>>,
     storage: Option<JoinHandle<Result<()>>>,
+    /// Of a node that stores nothing itself: what delivers its dead letters.
+    letters: Option<JoinHandle<()>>,
     relay_stop: CancellationToken,
     storage_stop: CancellationToken,
     /// Set when a part has given up for good.
@@ -282,7 +284,11 @@ impl Back {
                 give_up("sink", &common.metrics, &failed, result)
             })
         });
-        Self { relay, storage, relay_stop, storage_stop, failed }
+        let letters = storage.is_none().then(|| {
+            let (common, stop) = (common.clone(), storage_stop.clone());
+            tokio::spawn(async move { storage::deliver_letters(&common, stop).await })
+        });
+        Self { relay, storage, letters, relay_stop, storage_stop, failed }
     }
 
     /// Gives relay and sink their budgets, then stops them. The rest waits on disk.
@@ -304,6 +310,9 @@ impl Back {
             Some(storage) => join("sink", storage, budgets.sink + CLICKHOUSE_STOP).await,
             None => Ok(()),
         };
+        if let Some(letters) = self.letters {
+            letters.await.context("delivering dead letters")?;
+        }
         relayed.and(stored)
     }
 }

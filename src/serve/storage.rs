@@ -140,6 +140,23 @@ async fn run_sink(common: &Common, log: Option<OpenLog>, setup: SinkSetup, stop:
     Ok(())
 }
 
+/// Brings the dead letters of a node without a sink into ClickHouse, where it knows one, until `stop`.
+pub(super) async fn deliver_letters(common: &Common, stop: CancellationToken) {
+    let (letters, health) = (common.dead_letters.clone(), common.health.component("dead_letters"));
+    let client = common.config.clickhouse.url.as_ref().map(|_| remote_client(&common.config));
+    match client {
+        Some(Ok(client)) => {
+            let erasures = Erasures::new(client.clone());
+            dead_letters::deliver(letters, client, erasures, health, stop).await;
+        }
+        Some(Err(error)) => {
+            health.degraded(format!("dead letters stay on this node: {error:#}"));
+            stop.cancelled().await;
+        }
+        None => dead_letters::hold(letters, health, stop).await,
+    }
+}
+
 /// How often it is looked for the topic of parked events. In most clusters it never comes, and one that has just come may
 /// wait: the topic keeps its events for days.
 const LOOK_FOR_PARKED: Duration = Duration::from_secs(15);

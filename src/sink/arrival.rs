@@ -11,7 +11,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::source::{Block, Range};
+use super::{
+    copies::{self, Places},
+    source::{Block, Range},
+};
 use crate::{
     erasure::Set,
     row::{self, BinaryError, Table},
@@ -28,6 +31,27 @@ pub(super) struct Arrival {
     pub(super) expired: usize,
     /// Rows that were left out because they were erased.
     pub(super) erased: usize,
+    /// Rows that were left out because another process has stored them: of `events`, and of `parked_events`.
+    pub(super) stored: (usize, usize),
+}
+
+impl Arrival {
+    /// Leaves out the rows of `places`, which are stored.
+    pub(super) fn leave_out(&mut self, places: &Places) -> Result<(), BinaryError> {
+        let before = (self.events.rows, self.parked.rows);
+        self.events = copies::leave_out(&self.events, Table::Events, places)?;
+        self.parked = copies::leave_out(&self.parked, Table::Parked, places)?;
+        self.stored = (before.0 - self.events.rows, before.1 - self.parked.rows);
+        Ok(())
+    }
+}
+
+/// The token of the insert of `block`. What is left of a range without rows that are stored is another block than the whole.
+pub(super) fn token(range: &Range, block: &Block, stored: usize) -> String {
+    match stored {
+        0 => range.id.to_string(),
+        _ => format!("{}#rest-{:08x}", range.id, crc32c::crc32c(&block.body)),
+    }
 }
 
 /// What of `range` may be inserted at `now` (Unix seconds) under the tombstones of `erased`.
@@ -36,7 +60,7 @@ pub(super) struct Arrival {
 /// A row that cannot be read, which this process has written itself.
 pub(super) async fn sort(range: &Range, erased: Arc<Set>, now: u32) -> Result<Arrival, BinaryError> {
     let events = Block { rows: range.rows, body: range.body.clone() };
-    let whole = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0 };
+    let whole = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0, stored: (0, 0) };
     if erased.is_empty() && range.first_expiry > now {
         return Ok(whole);
     }

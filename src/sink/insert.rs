@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Settings, arrival,
     arrival::Arrival,
+    copies::{self, Places},
     recount::{self, RecountError, Stored},
     report::Report,
     source::Range,
@@ -121,11 +122,13 @@ impl Inserter {
         let mut attempts = 0_u32;
         // Of a range that another process may have stored, or an attempt that nobody answered, the rows are counted.
         let mut in_doubt = range.replayed;
+        // Looked for before the first attempt, which leaves rows of its own.
+        let mut elsewhere = if range.of_earlier_opening { None } else { Some(Places::new()) };
         loop {
             let attempt = tokio::select! {
                 biased;
                 () = range.revoked.cancelled() => Err(None),
-                result = self.attempt(range, in_doubt) => result.map_err(Some),
+                result = self.attempt(range, in_doubt, &mut elsewhere) => result.map_err(Some),
             };
             match attempt {
                 Ok((arrival, took)) => {
@@ -155,7 +158,12 @@ impl Inserter {
         }
     }
 
-    async fn attempt(&self, range: &Range, in_doubt: bool) -> Result<(Arrival, Duration), AttemptError> {
+    async fn attempt(
+        &self,
+        range: &Range,
+        in_doubt: bool,
+        elsewhere: &mut Option<Places>,
+    ) -> Result<(Arrival, Duration), AttemptError> {
         if self.schema_in_doubt.load(Relaxed) {
             match self.schema.verify().await {
                 // A newer schema has every column that this version knows.
@@ -176,14 +184,22 @@ impl Inserter {
             None => Arc::new(Set::default()),
         };
         let now = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(u32::MAX - 1);
-        let arrival = arrival::sort(range, Arc::clone(&erased), now).await?;
+        let mut arrival = arrival::sort(range, Arc::clone(&erased), now).await?;
         let started = Instant::now();
+        let elsewhere = match elsewhere {
+            Some(known) => known,
+            None => elsewhere.insert(self.look_for_copies(range, &arrival).await?),
+        };
+        arrival.leave_out(elsewhere)?;
         // A range of which every row went to the dead letters, or was left out, is only to be committed.
-        for (statement, block) in [(&self.into_events, &arrival.events), (&self.into_parked, &arrival.parked)] {
+        for (statement, block, stored) in [
+            (&self.into_events, &arrival.events, arrival.stored.0),
+            (&self.into_parked, &arrival.parked, arrival.stored.1),
+        ] {
             if block.rows == 0 {
                 continue;
             }
-            let settings = insert_settings(&range.id, block.rows);
+            let settings = insert_settings(&arrival::token(range, block, stored), block.rows);
             self.noted(self.client.insert(statement, &settings, block.body.clone()).await)?;
         }
         if in_doubt {
@@ -191,6 +207,17 @@ impl Inserter {
         }
         drop(erased);
         Ok((arrival, started.elapsed()))
+    }
+
+    /// The rows of a range that another process has stored.
+    async fn look_for_copies(&self, range: &Range, arrival: &Arrival) -> Result<Places, AttemptError> {
+        let mut places = Places::new();
+        for (table, block) in
+            [(("events", Table::Events), &arrival.events), (("parked_events", Table::Parked), &arrival.parked)]
+        {
+            copies::look(&self.client, table, block, range.replayed, &mut places).await?;
+        }
+        Ok(places)
     }
 
     /// Puts back what ClickHouse has lost of a range that it says it has.
@@ -230,7 +257,9 @@ impl Inserter {
         self.metrics.sink_rows.inc_by(arrival.events.rows as u64);
         self.metrics.sink_parked_rows.inc_by(arrival.parked.rows as u64);
         self.metrics.sink_inserts.inc_by(rows.into_iter().filter(|rows| *rows > 0).count() as u64);
-        for (reason, count) in [("expired", arrival.expired), ("erased", arrival.erased)] {
+        for (reason, count) in
+            [("expired", arrival.expired), ("erased", arrival.erased), ("stored", arrival.stored.0 + arrival.stored.1)]
+        {
             if count > 0 {
                 self.metrics.sink_left_out.get_or_create(&LeftOutLabels { reason }).inc_by(count as u64);
                 tracing::info!(range = %range.id, reason, rows = count, "left rows out of an insert");

@@ -19,6 +19,7 @@
 //! - What this is not: it does not decide what a bad row is.
 
 mod arrival;
+mod copies;
 mod insert;
 mod recount;
 mod report;

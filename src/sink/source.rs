@@ -82,6 +82,9 @@ pub struct Range {
     pub first_expiry: u32,
     /// Whether the range was given out before, by this process or another: nobody knows whether it was stored.
     pub replayed: bool,
+    /// Whether its rows are of an earlier opening of the log. If the log's folder is a copy (restored from a backup, cloned to
+    /// a second machine), another process may have stored them, in ranges of its own.
+    pub of_earlier_opening: bool,
     /// The assignment under which the range was formed: 0 for the log, growing with every rebalance of a group.
     pub generation: u64,
     /// Cancelled when the partition is taken away: the insert is then somebody else's to repeat.

@@ -3,3 +3,4 @@
 mod broker;
 mod clickhouse;
 mod engine;
+mod log_copies;

@@ -4,3 +4,4 @@ mod broker;
 mod clickhouse;
 mod engine;
 mod log_copies;
+mod topics;

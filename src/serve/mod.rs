@@ -17,6 +17,7 @@ mod drain;
 mod front;
 pub mod maintenance;
 mod plugins;
+mod route;
 mod settings;
 mod storage;
 
@@ -81,6 +82,12 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
 
     let log = if config.process.roles.api { Some(open_log(&common).await?) } else { None };
     let wal = log.as_ref().map(|log| log.wal.clone());
+    if let Some(wal) = &wal
+        && let Err(refused) = route::keep(&config, wal).await
+    {
+        wal.clone().close().await.context("closing the write-ahead log")?;
+        return Err(refused);
+    }
     // Plugins come before the API: an event of a type that one adds must not be refused because the engine just started.
     let running = match purpose {
         Purpose::Serve => Some(plugins::Running::start(&common).await?),

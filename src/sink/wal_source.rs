@@ -57,6 +57,17 @@ struct InFlight {
     last: WalSeq,
 }
 
+/// Whether ranges were given out by an earlier process that may not be committed.
+///
+/// # Errors
+/// [`SourceError::Wal`] when what was recorded cannot be read.
+pub fn has_ranges_in_flight(wal: &Wal) -> Result<bool, SourceError> {
+    let Some(recorded) = wal.load_state(STATE).map_err(failed)? else { return Ok(false) };
+    let ranges: Vec<InFlight> = serde_json::from_slice(&recorded).map_err(failed)?;
+    let done = wal.done_through().map_or(0, |seq| seq.0);
+    Ok(ranges.iter().any(|range| range.last.0 > done))
+}
+
 /// Ranges of this process's own log.
 pub struct WalSource {
     wal: Wal,

@@ -4,4 +4,5 @@ mod broker;
 mod clickhouse;
 mod engine;
 mod log_copies;
+mod switching;
 mod topics;

@@ -2,6 +2,7 @@
 
 mod broker;
 mod clickhouse;
+mod disk;
 mod engine;
 mod log_copies;
 mod switching;

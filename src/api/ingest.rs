@@ -202,7 +202,8 @@ async fn take(
             }
         };
         let kept = once.as_ref().map(|once| answer.json().map(|json| once.keep(json))).transpose()?;
-        let append = Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted, answer: kept, again: false };
+        let append =
+            Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted, answer: kept, again: false };
         // When the time is over before the log has answered, the events stay reserved: they may be in it.
         match (inner.wal.append(append).await, &once) {
             (Ok(appended), _) => {

@@ -31,6 +31,8 @@
 mod buffer;
 mod commit;
 mod marker;
+#[cfg(test)]
+mod model;
 mod poll;
 mod recall;
 mod repeats;

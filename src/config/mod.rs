@@ -59,8 +59,8 @@ pub use kinds::{
 };
 pub use quota::TenantQuota;
 pub use schema::{
-    Auth, ClickHouse, DeadLetters, Dedup, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda, RetentionDefaults,
-    Server, Shutdown, Sink, Wal,
+    Auth, ClickHouse, DeadLetters, Dedup, Embedded, Events, Limits, Log, Plugins, Process, Quota, Redpanda,
+    RetentionDefaults, Server, Shutdown, Sink, Wal,
 };
 pub use tenants::{Tenant, TenantDefaults, TenantsFile};
 pub use units::{ByteSize, Retention, Span};

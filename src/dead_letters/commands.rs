@@ -22,8 +22,8 @@ use super::{
 use crate::{
     clickhouse::Client,
     config::Span,
-    ids::TenantId,
     control::{self, ClientError, Request},
+    ids::TenantId,
     table::aligned,
 };
 
@@ -179,7 +179,13 @@ type Found = (Entry, bool);
 
 impl Places {
     /// The letters that `filter` names. Those in files first.
-    async fn letters(&self, filter: &Filter, state: Option<&str>, limit: usize, with_bytes: bool) -> Result<Vec<Found>> {
+    async fn letters(
+        &self,
+        filter: &Filter,
+        state: Option<&str>,
+        limit: usize,
+        with_bytes: bool,
+    ) -> Result<Vec<Found>> {
         let local: Vec<Letter> =
             read_files(&self.folder).with_context(|| format!("reading {}", self.folder.display()))?;
         let mut found: Vec<Found> =
@@ -368,4 +374,3 @@ fn short(reason: &str) -> String {
     }
     line.chars().take(MOST).chain("...".chars()).collect()
 }
-

@@ -191,4 +191,3 @@ fn is_near(bytes: u64, most: u64) -> bool {
 fn is_erased(erased: &Arc<Set>, letter: &Letter) -> bool {
     erased.names_person(letter.tenant_id, letter.received_at_ms, &letter.user_id, &letter.anonymous_id)
 }
-

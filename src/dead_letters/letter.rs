@@ -79,16 +79,8 @@ impl Form {
 
     /// The form that is written as `text`.
     pub fn named(text: &str) -> Option<Self> {
-        let all = [
-            Self::Record,
-            Self::Rows,
-            Self::Row,
-            Self::Event,
-            Self::Parked,
-            Self::Line,
-            Self::ParkedLine,
-            Self::Sent,
-        ];
+        let all =
+            [Self::Record, Self::Rows, Self::Row, Self::Event, Self::Parked, Self::Line, Self::ParkedLine, Self::Sent];
         all.into_iter().find(|form| form.as_str() == text)
     }
 }
@@ -342,12 +334,7 @@ pub(super) const COLUMNS: &str = "letter_id, tenant_id, event_id, state, version
      reason, form, bytes, size, user_id, anonymous_id, wal_id, wal_seq, wal_ordinal, topic, partition, offset, line";
 
 /// A UUID of version 8 (RFC 9562): the first bits of a SHA-256 sum.
-fn name(
-    stage: Stage,
-    origin: Option<(WalId, u64, u32)>,
-    message: Option<&MessageLine>,
-    bytes: &[u8],
-) -> Uuid {
+fn name(stage: Stage, origin: Option<(WalId, u64, u32)>, message: Option<&MessageLine>, bytes: &[u8]) -> Uuid {
     let mut hash = Sha256::new();
     hash.update(stage.as_str());
     if let Some((wal_id, wal_seq, wal_ordinal)) = origin {

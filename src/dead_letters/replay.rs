@@ -188,12 +188,7 @@ fn of_parked(row: &ParkedRow<'_>) -> Result<Event, String> {
 }
 
 /// What was sent, with the id that it was given at acceptance, and the time if it had none.
-fn of_sent(
-    tenant_id: TenantId,
-    event_id: EventId,
-    timestamp_ms: Option<i64>,
-    json: &str,
-) -> Result<Event, String> {
+fn of_sent(tenant_id: TenantId, event_id: EventId, timestamp_ms: Option<i64>, json: &str) -> Result<Event, String> {
     let sent: Result<Map<String, Value>, _> = serde_json::from_str(json);
     let mut sent = sent.map_err(|error| format!("it is no event: {error}"))?;
     sent.insert("id".to_owned(), Value::from(event_id.to_string()));

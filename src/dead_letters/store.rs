@@ -285,13 +285,10 @@ impl Store {
     /// Where rows entered that ClickHouse has refused, of the logs `wal_ids` and the records from `first` to `last`.
     pub(crate) async fn refused_rows(
         &self,
-        wal_ids: &[WalId],
+        wal_ids: impl IntoIterator<Item = WalId>,
         (first, last): (u64, u64),
     ) -> Result<Vec<(WalId, u64, u32)>, QueryError> {
-        let wal_ids: Vec<Uuid> = wal_ids.iter().map(|wal_id| wal_id.0).collect();
-        if wal_ids.is_empty() {
-            return Ok(Vec::new());
-        }
+        let wal_ids: Vec<Uuid> = wal_ids.into_iter().map(|wal_id| wal_id.0).collect();
         let sql = format!(
             "SELECT DISTINCT wal_id, wal_seq, wal_ordinal FROM {}.dead_letters \
              WHERE stage = 'sink' AND wal_id IN ({}) AND wal_seq BETWEEN {first} AND {last}",

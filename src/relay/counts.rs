@@ -1,5 +1,6 @@
 //! By how many partitions a record is cut. A record that may have been sent in part keeps the number under which it was
-//! first sent: cut anew it would put rows into other partitions, where their first copies are not known.
+//! first sent: cut anew it would put rows into other partitions, where their first copies are not known. The numbers are kept
+//! beside the log, so that this holds for a relay that was ended in between too.
 
 use std::collections::VecDeque;
 
@@ -14,8 +15,22 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// The number for the record `seq`, when the topic has `present` partitions. True when it is used for the first time
-    /// after another.
+    /// The numbers as they were kept, by [`Counts::encode`]. Any record up to `last`, the last one of the log, may have been
+    /// sent under them.
+    pub(super) fn restore(kept: &[u8], last: WalSeq) -> Option<Self> {
+        let since: VecDeque<(u64, u32)> = serde_json::from_slice(kept).ok()?;
+        let since = since.into_iter().map(|(seq, count)| (WalSeq(seq), count)).collect::<VecDeque<_>>();
+        let highest = (!since.is_empty()).then_some(last);
+        Some(Self { since, highest })
+    }
+
+    /// The numbers, to be kept.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let since: Vec<String> = self.since.iter().map(|(WalSeq(seq), count)| format!("[{seq},{count}]")).collect();
+        format!("[{}]", since.join(",")).into_bytes()
+    }
+
+    /// The number for the record `seq`, when the topic has `present` partitions. True when it is used for the first time.
     pub(super) fn for_record(&mut self, seq: WalSeq, present: u32) -> (u32, bool) {
         let most = self.since.iter().map(|(_, count)| *count).max().unwrap_or(0);
         if present < most {
@@ -34,7 +49,12 @@ impl Counts {
             return (present, false);
         }
         self.since.push_back((seq, present));
-        (present, last.is_some())
+        (present, true)
+    }
+
+    /// The number that is in use.
+    pub(super) fn present(&self) -> Option<u32> {
+        self.since.back().map(|(_, count)| *count)
     }
 
     /// Records up to `seq` are gone: forgets what only they needed.
@@ -47,12 +67,14 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use super::*;
 
     #[test]
     fn a_record_sent_before_keeps_its_number() {
         let mut counts = Counts::default();
-        assert_eq!(counts.for_record(WalSeq(1), 12), (12, false));
+        assert_eq!(counts.for_record(WalSeq(1), 12), (12, true));
         assert_eq!(counts.for_record(WalSeq(2), 12), (12, false));
         assert_eq!(counts.for_record(WalSeq(3), 24), (24, true));
         assert_eq!(counts.for_record(WalSeq(1), 24), (12, false), "sent again");
@@ -66,9 +88,23 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_that_was_ended_goes_on_with_the_numbers_that_it_had() {
+        let mut counts = Counts::default();
+        counts.for_record(WalSeq(1), 12);
+        counts.for_record(WalSeq(3), 24);
+        let mut again = Counts::restore(&counts.encode(), WalSeq(5)).unwrap();
+        assert_eq!(again.for_record(WalSeq(2), 48), (12, false));
+        assert_eq!(again.for_record(WalSeq(3), 48), (24, false));
+        assert_eq!(again.for_record(WalSeq(5), 48), (24, false), "it may have been sent");
+        assert_eq!(again.for_record(WalSeq(6), 48), (48, true));
+        assert_eq!(Counts::restore(b"[]", WalSeq(5)).unwrap().for_record(WalSeq(1), 48), (48, true));
+        assert!(Counts::restore(b"not this", WalSeq(5)).is_none());
+    }
+
+    #[test]
     fn a_topic_made_anew_with_fewer_partitions_takes_everything() {
         let mut counts = Counts::default();
-        assert_eq!(counts.for_record(WalSeq(1), 12), (12, false));
+        assert_eq!(counts.for_record(WalSeq(1), 12), (12, true));
         assert_eq!(counts.for_record(WalSeq(2), 12), (12, false));
         assert_eq!(counts.for_record(WalSeq(1), 4), (4, true));
         assert_eq!(counts.for_record(WalSeq(2), 4), (4, false));

@@ -24,7 +24,7 @@ use crate::{
     error_chain::chain,
     ids::WalSeq,
     row::Origin,
-    wal::{self, ReadError, Record},
+    wal::{self, ReadError, Record, Wal},
 };
 
 /// Most records read at once, and most bytes of them as they are in the log.
@@ -73,6 +73,26 @@ struct TooLarge {
     rows: BTreeSet<u32>,
 }
 
+/// Name of the state file in the log's folder.
+const COUNTS: &str = "relay";
+
+/// The numbers of partitions under which what the log holds may have been sent.
+fn kept_counts(wal: &Wal) -> Counts {
+    let last = WalSeq(wal.stats().next_seq.0.saturating_sub(1));
+    let kept = match wal.load_state(COUNTS) {
+        Ok(Some(kept)) => Counts::restore(&kept, last),
+        Ok(None) => Some(Counts::default()),
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "the numbers of partitions of the topic cannot be read");
+            None
+        }
+    };
+    kept.unwrap_or_else(|| {
+        tracing::warn!("if the topic has another number of partitions by now, events may be stored twice");
+        Counts::default()
+    })
+}
+
 pub(super) struct Worker {
     relay: Relay,
     topic: TopicWatch,
@@ -81,6 +101,9 @@ pub(super) struct Worker {
     runtime: Handle,
     cancel: CancellationToken,
     counts: Counts,
+    counts_kept: bool,
+    /// By how many partitions records are cut now.
+    partitions: Option<u32>,
     too_large: BTreeMap<WalSeq, TooLarge>,
     /// Letters that are kept already, so that a resend writes none twice.
     lettered: BTreeSet<(WalSeq, u32)>,
@@ -95,13 +118,16 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(relay: Relay, cancel: CancellationToken) -> Result<Self, BrokerError> {
         let topic = broker::watch(&relay.settings, relay.status.clone(), cancel.clone())?;
+        let counts = kept_counts(&relay.wal);
         Ok(Self {
             relay,
             topic,
             parked_topic: None,
             runtime: Handle::current(),
             cancel,
-            counts: Counts::default(),
+            partitions: counts.present(),
+            counts,
+            counts_kept: true,
             too_large: BTreeMap::new(),
             lettered: BTreeSet::new(),
             unsent: None,
@@ -240,10 +266,17 @@ impl Worker {
 
     fn group(&mut self, record: &Record) -> Grouped {
         let present = *self.topic.partitions.borrow();
-        let (partitions, changed) = self.counts.for_record(record.seq, present);
-        if changed {
-            tracing::warn!(partitions, from_seq = record.seq.0, "the topic has another number of partitions");
-            self.relay.metrics.relay_repartitions.inc();
+        let (partitions, first) = self.counts.for_record(record.seq, present);
+        if first {
+            if self.partitions.is_some() {
+                tracing::warn!(partitions, from_seq = record.seq.0, "the topic has another number of partitions");
+                self.relay.metrics.relay_repartitions.inc();
+            }
+            self.partitions = Some(partitions);
+            self.counts_kept = false;
+        }
+        if !self.counts_kept {
+            self.keep_counts();
         }
         let settings = &self.relay.settings;
         let exceptions = self.too_large.get(&record.seq);
@@ -268,6 +301,18 @@ impl Worker {
                 let bytes = record.payload().to_vec();
                 let refused = vec![group::Refused { ordinal: 0, reason, form: Form::Record, bytes }];
                 Grouped { messages: Vec::new(), refused }
+            }
+        }
+    }
+
+    /// Keeps the numbers of partitions, before the first record is sent under a new one. On a full disk it goes on without:
+    /// what is sent frees space.
+    fn keep_counts(&mut self) {
+        match self.runtime.block_on(self.relay.wal.save_state(COUNTS, self.counts.encode())) {
+            Ok(()) => self.counts_kept = true,
+            Err(error) => {
+                self.relay.metrics.error("relay");
+                tracing::warn!(error = chain(&error), "the number of partitions cannot be kept, trying again");
             }
         }
     }

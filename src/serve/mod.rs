@@ -17,6 +17,7 @@ mod drain;
 mod front;
 pub mod maintenance;
 mod plugins;
+mod route;
 mod settings;
 mod storage;
 
@@ -80,11 +81,8 @@ struct OpenLog {
 /// part. Everything that was acknowledged is on disk in any case.
 pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
-    let dead_letters = DeadLetters::new(
-        settings::dead_letters_folder(&config),
-        settings::dead_letters(&config),
-        Arc::clone(&metrics),
-    );
+    let dead_letters =
+        DeadLetters::new(settings::dead_letters_folder(&config), settings::dead_letters(&config), Arc::clone(&metrics));
     let tables = plugins::tables(&config)?;
     let (health, clickhouse, front) = (Health::default(), plugins::ClickHouse::default(), Arc::default());
     let common = Common { config: Arc::new(config), health, metrics, dead_letters, tables, clickhouse, front };
@@ -92,6 +90,12 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
 
     let log = if config.process.roles.api { Some(open_log(&common).await?) } else { None };
     let wal = log.as_ref().map(|log| log.wal.clone());
+    if let Some(wal) = &wal
+        && let Err(refused) = route::keep(&config, wal).await
+    {
+        wal.clone().close().await.context("closing the write-ahead log")?;
+        return Err(refused);
+    }
     // Plugins come before the API: an event of a type that one adds must not be refused because the engine just started.
     let running = match purpose {
         Purpose::Serve => Some(plugins::Running::start(&common).await?),

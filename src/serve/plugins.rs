@@ -164,9 +164,11 @@ fn reached(common: &Common) -> Result<Reached, String> {
             Ok(Reached { client, template: settings::template(config, false), mode: storage::mode(config), erasures })
         }
         None if config.process.roles.sink => Err("ClickHouse has not been reached yet".to_owned()),
-        None => Err("this node knows no ClickHouse: set clickhouse.url, which a node with the API alone needs for this \
+        None => {
+            Err("this node knows no ClickHouse: set clickhouse.url, which a node with the API alone needs for this \
                      command only"
-            .to_owned()),
+                .to_owned())
+        }
     }
 }
 

@@ -7,8 +7,7 @@ use anyhow::{Context, Result};
 use crate::{
     api, broker, clickhouse,
     config::{self, Config, TenantQuota},
-    dead_letters,
-    erasure,
+    dead_letters, erasure,
     event::Retention,
     plugins::{faults::FaultWindow, instance, plugin::Deadline, registry, threads},
     sink::{self, source::RangeLimits},

@@ -132,7 +132,8 @@ async fn run_sink(common: &Common, log: Option<OpenLog>, setup: SinkSetup, stop:
             Arc::clone(&metrics),
         )
         .context("joining the consumer group")?;
-        let sink = Sink::new(source, client.clone(), letters, settings, health, metrics).with_erasures(erasures.clone());
+        let sink =
+            Sink::new(source, client.clone(), letters, settings, health, metrics).with_erasures(erasures.clone());
         let events = sink.with_tables(tables, template, mode).run(stop.clone());
         let events = async { events.await.map_err(anyhow::Error::from) };
         tokio::try_join!(events, store_parked(common, client, erasures, stop))?;

@@ -7,11 +7,14 @@
 //! A repeat may leave out more than the attempt before it; it has the same token, and ClickHouse drops whichever comes
 //! second as a whole. What the first one has stored leaves with its part, or with the erasure's second deletion.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 
-use super::source::{Block, Range};
+use super::{
+    recount,
+    source::{Block, Place, Range},
+};
 use crate::{
     erasure::Set,
     row::{self, BinaryError, Table},
@@ -28,6 +31,48 @@ pub(super) struct Arrival {
     pub(super) expired: usize,
     /// Rows that were left out because they were erased.
     pub(super) erased: usize,
+    /// Rows that were left out because another process has stored them: of `events`, and of `parked_events`.
+    pub(super) stored: (usize, usize),
+}
+
+impl Arrival {
+    /// Leaves out the rows that entered at `places` and are dead letters.
+    pub(super) fn leave_out_refused(&mut self, places: &HashSet<Place>) -> Result<(), BinaryError> {
+        self.events = without(&self.events, Table::Events, places)?;
+        self.parked = without(&self.parked, Table::Parked, places)?;
+        Ok(())
+    }
+
+    /// Leaves out the rows that entered at `places` and are stored.
+    pub(super) fn leave_out_stored(&mut self, places: &HashSet<Place>) -> Result<(), BinaryError> {
+        let before = (self.events.rows, self.parked.rows);
+        self.leave_out_refused(places)?;
+        self.stored = (before.0 - self.events.rows, before.1 - self.parked.rows);
+        Ok(())
+    }
+}
+
+/// `block` without the rows that entered at `places`.
+fn without(block: &Block, table: Table, places: &HashSet<Place>) -> Result<Block, BinaryError> {
+    if block.rows == 0 || places.is_empty() {
+        return Ok(block.clone());
+    }
+    let (mut body, mut rows) = (Vec::with_capacity(block.body.len()), 0);
+    for row in recount::read(table, &block.body)?.0 {
+        if !places.contains(&row.place()) {
+            body.extend_from_slice(block.body.get(row.start..row.end).unwrap_or_default());
+            rows += 1;
+        }
+    }
+    Ok(Block { rows, body: Bytes::from(body) })
+}
+
+/// The token of the insert of `block`. What is left of a range without rows that are stored is another block than the whole.
+pub(super) fn token(range: &Range, block: &Block, stored: usize) -> String {
+    match stored {
+        0 => range.id.to_string(),
+        _ => format!("{}#rest-{:08x}", range.id, crc32c::crc32c(&block.body)),
+    }
 }
 
 /// What of `range` may be inserted at `now` (Unix seconds) under the tombstones of `erased`.
@@ -36,7 +81,7 @@ pub(super) struct Arrival {
 /// A row that cannot be read, which this process has written itself.
 pub(super) async fn sort(range: &Range, erased: Arc<Set>, now: u32) -> Result<Arrival, BinaryError> {
     let events = Block { rows: range.rows, body: range.body.clone() };
-    let whole = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0 };
+    let whole = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0, stored: (0, 0) };
     if erased.is_empty() && range.first_expiry > now {
         return Ok(whole);
     }

@@ -14,22 +14,17 @@
 //! - It is the table's fault, and no row's, when nothing at all of a large block is taken: its columns were changed, say. Then
 //!   the range waits, as for everything that an operator must mend, and no row becomes a dead letter.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 
 use super::{
     insert::{insert_settings, statement},
-    source::Block,
+    recount::{self, Row},
+    source::{Block, Place},
 };
 use crate::{
     clickhouse::{Client, Kind, QueryError, quote_identifier},
-    ids::WalId,
-    row::{self, BinaryError, Table},
+    row::{BinaryError, Table},
 };
-
-/// Where a row entered.
-pub(super) type Place = (WalId, u64, u32);
 
 /// So many rows, one after the other and without one that is taken, raise the question whether it is the table.
 const SUSPICIOUS: usize = 64;
@@ -56,12 +51,6 @@ pub(super) struct Refused {
     pub(super) bytes: Bytes,
 }
 
-struct Row {
-    place: Place,
-    start: usize,
-    end: usize,
-}
-
 /// The table of the trials, and what it is to say.
 struct Trial<'a> {
     client: &'a Client,
@@ -78,10 +67,12 @@ pub(super) async fn refused(
     block: &Block,
     token: &str,
 ) -> Result<Vec<Refused>, BisectError> {
-    let rows = places(table, &block.body)?;
+    let rows = recount::read(table, &block.body)?.0;
     let database = quote_identifier(client.database());
     let trial = format!("{name}_trial_{:08x}", crc32c::crc32c(token.as_bytes()));
-    client.execute(&format!("CREATE TABLE IF NOT EXISTS {database}.{trial} AS {database}.{name} ENGINE = Null")).await?;
+    client
+        .execute(&format!("CREATE TABLE IF NOT EXISTS {database}.{trial} AS {database}.{name} ENGINE = Null"))
+        .await?;
     let into = statement(client.database(), &trial, columns, &[]);
     let result = Trial { client, table: name, into, body: &block.body, rows: &rows }.bisect().await;
     client.execute(&format!("DROP TABLE IF EXISTS {database}.{trial}")).await?;
@@ -106,7 +97,7 @@ impl Trial<'_> {
             }
             if let Some(row) = self.rows.get(first) {
                 let bytes = self.body.slice(row.start..row.end);
-                refused.push(Refused { place: row.place, reason: reason.to_string(), bytes });
+                refused.push(Refused { place: row.place(), reason: reason.to_string(), bytes });
             }
             if refused.len() == SUSPICIOUS && !taken && self.rows.len() > SUSPICIOUS {
                 self.is_about_rows(last, reason).await?;
@@ -140,36 +131,4 @@ impl Trial<'_> {
         }
         Err(BisectError::Table { table: self.table, reason })
     }
-}
-
-/// `block` without the rows that entered at `out`.
-pub(super) fn without(block: &Block, table: Table, out: &HashSet<Place>) -> Result<Block, BinaryError> {
-    let mut body = Vec::with_capacity(block.body.len());
-    let mut rows = 0;
-    for row in places(table, &block.body)?.iter().filter(|row| !out.contains(&row.place)) {
-        body.extend_from_slice(block.body.get(row.start..row.end).unwrap_or_default());
-        rows += 1;
-    }
-    Ok(Block { rows, body: Bytes::from(body) })
-}
-
-/// The logs that the rows of `block` entered at, and the first and the last of their records.
-pub(super) fn span(block: &Block, table: Table) -> Result<(HashSet<WalId>, (u64, u64)), BinaryError> {
-    let (mut wal_ids, mut first, mut last) = (HashSet::new(), u64::MAX, 0);
-    for Row { place: (wal_id, wal_seq, _), .. } in places(table, &block.body)? {
-        wal_ids.insert(wal_id);
-        (first, last) = (wal_seq.min(first), wal_seq.max(last));
-    }
-    Ok((wal_ids, (first, last)))
-}
-
-fn places(table: Table, body: &[u8]) -> Result<Vec<Row>, BinaryError> {
-    let (mut rows, mut input) = (Vec::new(), body);
-    while !input.is_empty() {
-        let start = body.len() - input.len();
-        let (_, _, origin) = row::read_insert_origin(table, &mut input)?;
-        let place = (origin.wal_id, origin.wal_seq, origin.wal_ordinal);
-        rows.push(Row { place, start, end: body.len() - input.len() });
-    }
-    Ok(rows)
 }

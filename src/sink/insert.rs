@@ -1,7 +1,7 @@
 //! One range, one insert for each table that it has rows of: the statements, its settings, and the repeats.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     io,
     sync::{
         Arc, OnceLock,
@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Settings, arrival,
     arrival::Arrival,
-    bisect::{self, BisectError, Place},
+    bisect::{self, BisectError},
+    copies,
     recount::{self, RecountError, Stored},
     report::Report,
-    source::{Block, Range},
+    source::{Block, Place, Range},
 };
 use crate::{
     clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
@@ -101,8 +102,18 @@ struct Attempts {
     in_doubt: bool,
     /// Where the rows entered that are dead letters.
     refused: HashSet<Place>,
-    /// Whether the dead letters of an earlier process were looked for.
+    /// Whether the dead letters of earlier processes were looked for.
     recalled: bool,
+    /// Where the rows entered that another process has stored. Looked for before the first attempt, which leaves rows of its
+    /// own.
+    elsewhere: Option<HashSet<Place>>,
+}
+
+impl Attempts {
+    fn of(range: &Range) -> Self {
+        let elsewhere = if range.of_earlier_opening { None } else { Some(HashSet::new()) };
+        Self { in_doubt: range.replayed, refused: HashSet::new(), recalled: false, elsewhere }
+    }
 }
 
 /// The tables of plugins, which stand before a row that needs them is inserted.
@@ -174,8 +185,7 @@ impl Inserter {
         let mut pause = self.settings.retry_first;
         let mut attempts = 0_u32;
         // Of a range that another process may have stored, or an attempt that nobody answered, the rows are counted.
-        let in_doubt = range.replayed;
-        let mut known = Attempts { in_doubt, refused: HashSet::new(), recalled: !in_doubt };
+        let mut known = Attempts::of(range);
         loop {
             let attempt = tokio::select! {
                 biased;
@@ -234,19 +244,21 @@ impl Inserter {
         };
         let now = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(u32::MAX - 1);
         let mut arrival = arrival::sort(range, Arc::clone(&erased), now).await?;
-        self.recall(&arrival, known).await?;
-        if !known.refused.is_empty() {
-            arrival.events = bisect::without(&arrival.events, Table::Events, &known.refused)?;
-            arrival.parked = bisect::without(&arrival.parked, Table::Parked, &known.refused)?;
-        }
+        self.recall(range, &arrival, known).await?;
+        arrival.leave_out_refused(&known.refused)?;
         let started = Instant::now();
+        let elsewhere = match &known.elsewhere {
+            Some(known) => known,
+            None => known.elsewhere.insert(self.look_for_copies(range, &arrival).await?),
+        };
+        arrival.leave_out_stored(elsewhere)?;
         let inserts = [
-            (&self.into_events, (EVENTS, Table::Events, EVENT_COLUMNS), &arrival.events),
-            (&self.into_parked, (PARKED, Table::Parked, PARKED_COLUMNS), &arrival.parked),
+            (&self.into_events, (EVENTS, Table::Events, EVENT_COLUMNS), &arrival.events, arrival.stored.0),
+            (&self.into_parked, (PARKED, Table::Parked, PARKED_COLUMNS), &arrival.parked, arrival.stored.1),
         ];
         // A range of which every row went to the dead letters, or was left out, is only to be committed.
-        for (statement, table, block) in inserts.into_iter().filter(|(.., block)| block.rows > 0) {
-            let settings = insert_settings(&range.id, block.rows);
+        for (statement, table, block, stored) in inserts.into_iter().filter(|(_, _, block, _)| block.rows > 0) {
+            let settings = insert_settings(&arrival::token(range, block, stored), block.rows);
             match self.noted(self.client.insert(statement, &settings, block.body.clone()).await) {
                 Err(error) if *error.kind() == Kind::Data => {
                     return Err(self.put_aside(range, table, block, known, error).await?);
@@ -262,8 +274,8 @@ impl Inserter {
     }
 
     /// Finds out which rows of a range that was given out before are dead letters already.
-    async fn recall(&self, arrival: &Arrival, known: &mut Attempts) -> Result<(), AttemptError> {
-        if known.recalled {
+    async fn recall(&self, range: &Range, arrival: &Arrival, known: &mut Attempts) -> Result<(), AttemptError> {
+        if known.recalled || !(range.replayed || range.of_earlier_opening) {
             return Ok(());
         }
         // The files first: what is delivered from them meanwhile is in the table then.
@@ -272,9 +284,12 @@ impl Inserter {
         known.refused.extend(local);
         let store = Store::new(self.client.clone());
         for (block, table) in [(&arrival.events, Table::Events), (&arrival.parked, Table::Parked)] {
-            let (wal_ids, records) = bisect::span(block, table)?;
-            let wal_ids: Vec<WalId> = wal_ids.into_iter().collect();
-            known.refused.extend(self.noted(store.refused_rows(&wal_ids, records).await)?);
+            let rows = recount::read(table, &block.body)?.0;
+            let wal_ids: BTreeSet<WalId> = rows.iter().map(|row| row.origin.wal_id).collect();
+            let records = || rows.iter().map(|row| row.origin.wal_seq);
+            if let (Some(first), Some(last)) = (records().min(), records().max()) {
+                known.refused.extend(self.noted(store.refused_rows(wal_ids, (first, last)).await)?);
+            }
         }
         known.recalled = true;
         Ok(())
@@ -294,8 +309,9 @@ impl Inserter {
         let mut refused = bisect::refused(&self.client, (name, table, columns), block, &range.id.to_string()).await?;
         if known.in_doubt && !refused.is_empty() {
             // Taken by an earlier attempt, before whatever makes ClickHouse refuse them now.
-            let there = recount::places_there(&self.client, name, table, block).await?;
-            refused.retain(|row| !there.contains(&row.place));
+            let (rows, received) = recount::read(table, &block.body)?;
+            let there = recount::there(&self.client, name, &rows, received).await?;
+            refused.retain(|row| !there.has_row(row.place));
         }
         // None of them alone is refused: it was not about the rows, and the range is tried again as it is.
         if refused.is_empty() {
@@ -319,6 +335,15 @@ impl Inserter {
         keeping.await.map_err(io::Error::other)??;
         known.refused.extend(&places);
         Ok(AttemptError::PutAside { rows: places.len() })
+    }
+
+    /// The rows of a range that another process has stored.
+    async fn look_for_copies(&self, range: &Range, arrival: &Arrival) -> Result<HashSet<Place>, AttemptError> {
+        let mut places = HashSet::new();
+        for (table, block) in [((EVENTS, Table::Events), &arrival.events), ((PARKED, Table::Parked), &arrival.parked)] {
+            copies::look(&self.client, table, block, range.replayed, &mut places).await?;
+        }
+        Ok(places)
     }
 
     /// Puts back what ClickHouse has lost of a range that it says it has.
@@ -358,7 +383,9 @@ impl Inserter {
         self.metrics.sink_rows.inc_by(arrival.events.rows as u64);
         self.metrics.sink_parked_rows.inc_by(arrival.parked.rows as u64);
         self.metrics.sink_inserts.inc_by(rows.into_iter().filter(|rows| *rows > 0).count() as u64);
-        for (reason, count) in [("expired", arrival.expired), ("erased", arrival.erased)] {
+        for (reason, count) in
+            [("expired", arrival.expired), ("erased", arrival.erased), ("stored", arrival.stored.0 + arrival.stored.1)]
+        {
             if count > 0 {
                 self.metrics.sink_left_out.get_or_create(&LeftOutLabels { reason }).inc_by(count as u64);
                 tracing::info!(range = %range.id, reason, rows = count, "left rows out of an insert");

@@ -21,6 +21,7 @@
 
 mod arrival;
 mod bisect;
+mod copies;
 mod insert;
 mod recount;
 mod report;

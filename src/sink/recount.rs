@@ -23,7 +23,10 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 
-use super::{insert::insert_settings, source::Block};
+use super::{
+    insert::insert_settings,
+    source::{Block, Place},
+};
 use crate::{
     clickhouse::{Client, QueryError, quote_identifier, quote_text},
     ids::{EventId, TenantId, WalId},
@@ -52,11 +55,11 @@ pub(super) struct Stored<'a> {
 }
 
 /// One row's identity and its place in the block.
-struct Row {
+pub(super) struct Row {
     event: (TenantId, EventId),
-    origin: Origin,
-    start: usize,
-    end: usize,
+    pub(super) origin: Origin,
+    pub(super) start: usize,
+    pub(super) end: usize,
 }
 
 #[derive(clickhouse::Row, serde::Deserialize)]
@@ -71,9 +74,28 @@ struct Engine {
 
 /// What ClickHouse has.
 #[derive(Default)]
-struct There {
+pub(super) struct There {
     events: HashSet<(TenantId, EventId)>,
-    rows: HashSet<(WalId, u64, u32)>,
+    rows: HashSet<Place>,
+}
+
+impl Row {
+    pub(super) fn place(&self) -> Place {
+        (self.origin.wal_id, self.origin.wal_seq, self.origin.wal_ordinal)
+    }
+}
+
+impl There {
+    /// Whether the row that entered at `place` is among them.
+    pub(super) fn has_row(&self, place: Place) -> bool {
+        self.rows.contains(&place)
+    }
+
+    /// Whether a row of `table` is among them.
+    pub(super) fn has(&self, table: Table, row: &Row) -> bool {
+        // Of two events of one id in one block ClickHouse keeps one.
+        (table == Table::Events && self.events.contains(&row.event)) || self.has_row(row.place())
+    }
 }
 
 /// How what is missing is put back.
@@ -90,11 +112,9 @@ pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, 
     let there = there(client, name, &rows, received).await?;
     let mut body = Vec::new();
     let mut missing = 0;
-    for Row { event, origin, start, end } in &rows {
-        // Of two events of one id in one block ClickHouse keeps one.
-        let merged = *table == Table::Events && there.events.contains(event);
-        if !merged && !there.rows.contains(&(origin.wal_id, origin.wal_seq, origin.wal_ordinal)) {
-            body.extend_from_slice(block.body.get(*start..*end).unwrap_or_default());
+    for row in &rows {
+        if !there.has(*table, row) {
+            body.extend_from_slice(block.body.get(row.start..row.end).unwrap_or_default());
             missing += 1;
         }
     }
@@ -120,19 +140,8 @@ pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, 
     Ok(missing)
 }
 
-/// Which rows of `block` are in table `name`.
-pub(super) async fn places_there(
-    client: &Client,
-    name: &str,
-    table: Table,
-    block: &Block,
-) -> Result<HashSet<(WalId, u64, u32)>, RecountError> {
-    let (rows, received) = read(table, &block.body)?;
-    Ok(there(client, name, &rows, received).await?.rows)
-}
-
 /// The rows of a block, and when the first and the last of them were received.
-fn read(table: Table, body: &[u8]) -> Result<(Vec<Row>, (i64, i64)), BinaryError> {
+pub(super) fn read(table: Table, body: &[u8]) -> Result<(Vec<Row>, (i64, i64)), BinaryError> {
     let (mut rows, mut received) = (Vec::new(), (i64::MAX, i64::MIN));
     let mut input = body;
     while !input.is_empty() {
@@ -145,23 +154,16 @@ fn read(table: Table, body: &[u8]) -> Result<(Vec<Row>, (i64, i64)), BinaryError
 }
 
 /// Which rows of the range's logs and time are in ClickHouse.
-async fn there(
+pub(super) async fn there(
     client: &Client,
     name: &str,
     rows: &[Row],
-    (first_ms, last_ms): (i64, i64),
+    received: (i64, i64),
 ) -> Result<There, RecountError> {
-    let wal_ids: HashSet<WalId> = rows.iter().map(|row| row.origin.wal_id).collect();
-    let wal_ids: Vec<String> = wal_ids.iter().map(|wal_id| format!("'{wal_id}'")).collect();
-    let seqs = || rows.iter().map(|row| row.origin.wal_seq);
     let sql = format!(
-        "SELECT tenant_id, event_id, wal_id, wal_seq, wal_ordinal, relayed_at FROM {}.{name} \
-         WHERE received_at BETWEEN fromUnixTimestamp64Milli({first_ms}, 'UTC') AND fromUnixTimestamp64Milli({last_ms}, 'UTC') \
-         AND wal_id IN ({}) AND wal_seq BETWEEN {} AND {}",
+        "SELECT tenant_id, event_id, wal_id, wal_seq, wal_ordinal, relayed_at FROM {}.{name} WHERE {}",
         quote_identifier(client.database()),
-        wal_ids.join(", "),
-        seqs().min().unwrap_or(0),
-        seqs().max().unwrap_or(0),
+        of_rows(rows, received)
     );
     let answer = client.fetch_row_binary(&sql).await?;
     let mut input = &answer[..];
@@ -172,6 +174,20 @@ async fn there(
         there.rows.insert((origin.wal_id, origin.wal_seq, origin.wal_ordinal));
     }
     Ok(there)
+}
+
+/// The condition that holds for what is stored of `rows`, and perhaps for some more of their logs.
+pub(super) fn of_rows(rows: &[Row], (first_ms, last_ms): (i64, i64)) -> String {
+    let wal_ids: HashSet<WalId> = rows.iter().map(|row| row.origin.wal_id).collect();
+    let wal_ids: Vec<String> = wal_ids.iter().map(|wal_id| format!("'{wal_id}'")).collect();
+    let seqs = || rows.iter().map(|row| row.origin.wal_seq);
+    format!(
+        "received_at BETWEEN fromUnixTimestamp64Milli({first_ms}, 'UTC') AND fromUnixTimestamp64Milli({last_ms}, 'UTC') \
+         AND wal_id IN ({}) AND wal_seq BETWEEN {} AND {}",
+        wal_ids.join(", "),
+        seqs().min().unwrap_or(0),
+        seqs().max().unwrap_or(0),
+    )
 }
 
 async fn how(client: &Client, name: &str) -> Result<Mend, QueryError> {

@@ -18,6 +18,8 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::ids::WalId;
+
 /// How much one range may hold, rows of all tables together. The first bound that is reached closes it.
 #[derive(Clone, Debug)]
 pub struct RangeLimits {
@@ -65,6 +67,9 @@ pub struct Block {
     pub body: Bytes,
 }
 
+/// Where a row entered: log, record, place in it.
+pub type Place = (WalId, u64, u32);
+
 /// A contiguous range of one partition, encoded as one block of an insert for each table that it has rows of.
 #[derive(Debug)]
 pub struct Range {
@@ -82,6 +87,9 @@ pub struct Range {
     pub first_expiry: u32,
     /// Whether the range was given out before, by this process or another: nobody knows whether it was stored.
     pub replayed: bool,
+    /// Whether its rows are of an earlier opening of the log. If the log's folder is a copy (restored from a backup, cloned to
+    /// a second machine), another process may have stored them, in ranges of its own.
+    pub of_earlier_opening: bool,
     /// The assignment under which the range was formed: 0 for the log, growing with every rebalance of a group.
     pub generation: u64,
     /// Cancelled when the partition is taken away: the insert is then somebody else's to repeat.

@@ -12,6 +12,9 @@
 //! - Two ranges are in flight, the log is truncated in order, and one more is read and encoded meanwhile; then nothing
 //!   more is read: that is all that is in memory, however long ClickHouse is away.
 //! - A range never spans two openings of the log, and a record never two ranges.
+//! - What an earlier opening left is cut into ranges by its content alone, not by time: two copies of one log, on two
+//!   machines at once, form the same ranges, and ClickHouse drops one of the two. What a copy has stored in other ranges
+//!   is looked for before the insert (see [`super::copies`]).
 //! - A row that cannot be decoded goes to the dead letters before the range that would hold it is given out. A repeat
 //!   after a crash keeps it again, under the same name.
 
@@ -52,6 +55,17 @@ struct InFlight {
     wal_id: WalId,
     first: WalSeq,
     last: WalSeq,
+}
+
+/// Whether ranges were given out by an earlier process that may not be committed.
+///
+/// # Errors
+/// [`SourceError::Wal`] when what was recorded cannot be read.
+pub fn has_ranges_in_flight(wal: &Wal) -> Result<bool, SourceError> {
+    let Some(recorded) = wal.load_state(STATE).map_err(failed)? else { return Ok(false) };
+    let ranges: Vec<InFlight> = serde_json::from_slice(&recorded).map_err(failed)?;
+    let done = wal.done_through().map_or(0, |seq| seq.0);
+    Ok(ranges.iter().any(|range| range.last.0 > done))
 }
 
 /// Ranges of this process's own log.
@@ -100,7 +114,8 @@ impl WalSource {
             wal.truncate_through(WalSeq(in_flight.first.0.saturating_sub(1)));
         }
         health.up();
-        let former = Former { reader, limits, letters, metrics: metrics.clone(), ahead: VecDeque::new(), replay };
+        let (own, ahead) = (wal.wal_id(), VecDeque::new());
+        let former = Former { reader, own, limits, letters, metrics: metrics.clone(), ahead, replay };
         let (sender, ranges) = mpsc::channel(1);
         let former = tokio::spawn(former.run(sender));
         Ok(Self {
@@ -119,7 +134,7 @@ impl WalSource {
     /// The next range of the former, or why there is none.
     async fn formed(&mut self) -> Result<(InFlight, Range), SourceError> {
         match self.ranges.recv().await {
-            Some(formed) => Ok(give_out(formed)),
+            Some(formed) => Ok(give_out(formed, self.wal.wal_id())),
             None => match (&mut self.former).await {
                 Ok(Err(error)) => Err(error),
                 Ok(Ok(())) => Err(failed(std::io::Error::other("the former of ranges ended"))),
@@ -209,13 +224,25 @@ impl Drop for WalSource {
     }
 }
 
-fn give_out(formed: Formed) -> (InFlight, Range) {
+fn give_out(formed: Formed, own: WalId) -> (InFlight, Range) {
     let Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry, replayed } = formed;
     let id = RangeId { topic: format!("wal/{wal_id}"), partition: 0, first: first.0, last: last.0, mark: None };
     let revoked = CancellationToken::new();
     let parked = Block { rows: parked.count, body: Bytes::from(parked.body) };
     let (rows, body) = (events.count, Bytes::from(events.body));
-    let range = Range { id, rows, body, parked, oldest_received_at_ms, first_expiry, replayed, generation: 0, revoked };
+    let of_earlier_opening = wal_id != own;
+    let range = Range {
+        id,
+        rows,
+        body,
+        parked,
+        oldest_received_at_ms,
+        first_expiry,
+        replayed,
+        of_earlier_opening,
+        generation: 0,
+        revoked,
+    };
     (InFlight { wal_id, first, last }, range)
 }
 

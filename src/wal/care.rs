@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    disk::{Limits, Space, folder_bytes, human, judge},
+    disk::{Limits, Reserve, Space, folder_bytes, human, judge},
     error::{AppendError, StateError},
     generation::Generation,
     housekeeper::delete,
@@ -147,6 +147,9 @@ impl Writer {
                 u64::MAX
             }
         };
+        if let Err(error) = Reserve::of(&settings.dir).take(free, settings.min_free_bytes) {
+            tracing::debug!(%error, "no space is kept for opening the log on a full disk");
+        }
         let mut used = 0;
         for generation in shared.generations.read().iter() {
             // Sealed ones change no more.

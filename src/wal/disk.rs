@@ -1,7 +1,13 @@
 //! Disk space: how much the log uses, how much is free, and what follows from it. And the seam through which tests
 //! break the disk.
 
-use std::{fs, fs::File, io, path::Path};
+use std::{
+    fs,
+    fs::File,
+    io,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 /// Where a test may make the disk fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +93,44 @@ pub(super) fn judge(used: u64, free: u64, limits: &Limits) -> Space {
         Space::Scarce { free, reserve }
     } else {
         Space::Ample
+    }
+}
+
+/// A file whose space is for opening databases on a full disk: the storage engine fills up the last segment of a database when
+/// it opens it, and without that it does not open. One database at a time is left in that state, by a crash.
+pub(super) struct Reserve {
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Reserve {
+    /// That of the log in `dir`, whose databases have segments of at most 16 MiB.
+    pub(super) fn of(dir: &Path) -> Self {
+        Self { path: dir.join("reserve"), bytes: 16 << 20 }
+    }
+
+    /// Takes the space, unless it is taken already. `free` bytes are there, of which `others` are for others.
+    pub(super) fn take(&self, free: u64, others: u64) -> io::Result<()> {
+        let taken = fs::metadata(&self.path).is_ok_and(|file| file.len() >= self.bytes);
+        if taken || free < others.saturating_add(self.bytes.saturating_mul(2)) {
+            return Ok(());
+        }
+        let file = File::create(&self.path)?;
+        let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.bytes);
+        match taken.map_err(io::Error::from) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                io::copy(&mut io::repeat(0).take(self.bytes), &mut &file).map(drop)
+            }
+            result => result,
+        }
+        .inspect_err(|_| {
+            self.give_up();
+        })
+    }
+
+    /// Gives the space back; false when there was none.
+    pub(super) fn give_up(&self) -> bool {
+        fs::remove_file(&self.path).is_ok()
     }
 }
 

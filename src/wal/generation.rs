@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use sled::IVec;
 
 use super::{
+    disk::Reserve,
     error::StoreError,
     record::{Damage, Record, split_frame},
     seqset::SeqSet,
@@ -95,7 +96,8 @@ impl Generation {
     /// Creates the files of a new generation; returns when they are durable.
     pub(super) fn create(&self, engine: Engine) -> Result<Active, StoreError> {
         fs::create_dir_all(&self.dir).map_err(StoreError::io("create the folder of a generation"))?;
-        let db = open_engine(&self.dir, engine)?;
+        // Without the reserve: a new one can wait for space.
+        let db = try_open_engine(&self.dir, engine)?;
         guarded(|| db.flush().map_err(StoreError::Sled))?;
         let file = File::open(self.dir.join("db")).map_err(StoreError::io("open its data file"))?;
         let synced = file
@@ -209,8 +211,20 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result
     })
 }
 
-/// Opens the database in `dir`.
+/// Opens the database in `dir`, which is two folders below that of the log; on a full disk with the space of the reserve.
 pub(super) fn open_engine(dir: &Path, engine: Engine) -> Result<sled::Db, StoreError> {
+    match try_open_engine(dir, engine) {
+        Err(error)
+            if error.no_space().is_some() && dir.ancestors().nth(2).is_some_and(|log| Reserve::of(log).give_up()) =>
+        {
+            tracing::warn!("the disk is full: the write-ahead log uses its reserve");
+            try_open_engine(dir, engine)
+        }
+        result => result,
+    }
+}
+
+fn try_open_engine(dir: &Path, engine: Engine) -> Result<sled::Db, StoreError> {
     // The storage engine locks its file and gives up at once when it is locked. Only this process can have it (the
     // folder is locked), as long as the engine's own threads finish with an earlier handle: wait for that.
     if let Ok(file) = File::open(dir.join("db")) {

@@ -83,6 +83,11 @@ impl Reader {
         }
     }
 
+    /// Whether a record is there already that was not read yet: [`Reader::next`] then does not wait for an append.
+    pub fn is_behind(&self) -> bool {
+        self.shared.generations.read().iter().any(|generation| generation.last() >= self.cursor)
+    }
+
     /// Reads again from `to` (or from the first record that was not truncated).
     pub fn rewind(&mut self, to: WalSeq) {
         self.cursor = to.0;

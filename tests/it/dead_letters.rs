@@ -14,11 +14,9 @@ use rdkafka::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{
-    support::{
-        engine::{ClickHouse, Engine, Setup, TENANT, eventually},
-        tansu::Tansu,
-    },
+use crate::support::{
+    engine::{ClickHouse, Engine, Setup, TENANT, eventually},
+    tansu::Tansu,
 };
 
 const NO_EVIL: &str = "ALTER TABLE overwatch.events ADD CONSTRAINT no_evil CHECK name != 'evil'";
@@ -26,7 +24,8 @@ const NO_EVIL: &str = "ALTER TABLE overwatch.events ADD CONSTRAINT no_evil CHECK
 /// Events of which those at the places in `evil` are called so.
 fn events(range: std::ops::Range<usize>, evil: &[usize]) -> Value {
     let name = |place| if evil.contains(&place) { "evil" } else { "good" };
-    let event = |place| json!({"id": id(place), "type": "custom", "name": name(place), "user_id": format!("user-{place}")});
+    let event =
+        |place| json!({"id": id(place), "type": "custom", "name": name(place), "user_id": format!("user-{place}")});
     range.map(event).collect()
 }
 
@@ -90,7 +89,10 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     dead.sort_unstable();
     assert_eq!(dead, evil.map(|place| id(place).to_string()));
     for letter in &letters {
-        assert_eq!((&letter["tenant_id"], &letter["stage"], &letter["form"]), (&json!(TENANT), &json!("sink"), &json!("event")));
+        assert_eq!(
+            (&letter["tenant_id"], &letter["stage"], &letter["form"]),
+            (&json!(TENANT), &json!("sink"), &json!("event"))
+        );
         assert!(letter["entered"]["seq"].is_u64() && letter["message"]["topic"] == "wal", "{letter}");
     }
     assert_eq!(list(&setup, "--tenant 00000000-0000-0000-0000-00000000000f"), [] as [Value; 0]);

@@ -1,5 +1,10 @@
 //! The faults that must be survived, each under load: every acknowledged event is stored once, in the rows and in the views.
 
 mod broker;
+mod broker_errors;
 mod clickhouse;
+mod disk;
 mod engine;
+mod log_copies;
+mod switching;
+mod topics;

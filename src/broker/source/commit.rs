@@ -431,6 +431,7 @@ impl Committer {
                 oldest_received_at_ms: block.oldest_received_at_ms,
                 first_expiry: block.first_expiry,
                 replayed: block.replayed,
+                of_earlier_opening: false,
                 generation: entry.generation,
                 revoked: partition.revoked.clone(),
             });

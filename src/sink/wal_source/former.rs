@@ -1,6 +1,6 @@
 //! The task that forms ranges ahead: reads records, encodes them off the async threads, hands over one range at a time.
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     dead_letters::DeadLetters,
+    ids::WalId,
     metrics::Metrics,
     sink::source::{RangeLimits, SourceError},
     wal::{ReadError, Reader, Record},
@@ -24,8 +25,13 @@ use crate::{
 const READ_RECORDS: usize = 1024;
 const READ_BYTES: usize = 1 << 20;
 
+/// How long a record that is on disk may take to be read before its range goes on without it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 pub(super) struct Former {
     pub(super) reader: Reader,
+    /// This opening of the log.
+    pub(super) own: WalId,
     pub(super) limits: RangeLimits,
     pub(super) letters: DeadLetters,
     pub(super) metrics: Arc<Metrics>,
@@ -65,7 +71,9 @@ impl Former {
         // were too.
         while self.replay.pop_front_if(|old| old.wal_id != first.wal_id || old.last < first.seq).is_some() {}
         let replay = self.replay.pop_front();
-        let deadline = Instant::now() + self.limits.age;
+        // What an earlier opening left is all there: it is cut by its content, so that a copy of the log is cut alike.
+        let left = first.wal_id != self.own;
+        let deadline = Instant::now() + if left { self.limits.age.max(PATIENCE) } else { self.limits.age };
         let mut draft = Draft::beginning_with(&first);
         loop {
             let step = self.encode(draft, replay).await?;
@@ -75,7 +83,7 @@ impl Former {
                 self.metrics.error("source");
                 tracing::error!(%error, "cannot keep a dead letter; the log waits");
                 tokio::time::sleep(RETRY).await;
-            } else if step.closed || !self.read(Some(deadline)).await? {
+            } else if step.closed || (left && !self.reader.is_behind()) || !self.read(Some(deadline)).await? {
                 break;
             }
         }

@@ -238,7 +238,7 @@ async fn the_quota_warns_refuses_and_recovers_as_the_reader_truncates() {
     assert_eq!(records.last().unwrap().seq, last);
     rig.wal.truncate_through(WalSeq(last.0 / 2));
     eventually("it accepts again", || rig.wal.accepting().is_ok()).await;
-    let folder = dir.path().join("wal");
+    let folder = dir.path().join("wal/log");
     eventually("the disk has the space back", || disk::folder_bytes(&folder) < quota).await;
     rig.wal.append(append(b"more")).await.unwrap();
     rig.wal.truncate_through(WalSeq(last.0 + 1));

@@ -120,7 +120,11 @@ async fn a_row_above_the_limit_is_a_dead_letter_and_holds_nothing_up() {
     let letters = log.dead_letters();
     assert_eq!(letters.len(), 1);
     assert_eq!((letters[0].event_id, letters[0].form), (large[0], dead_letters::Form::Line));
-    assert!(letters[0].bytes.len() > 30_000 && letters[0].reason.contains("a message has room for"), "{}", letters[0].reason);
+    assert!(
+        letters[0].bytes.len() > 30_000 && letters[0].reason.contains("a message has room for"),
+        "{}",
+        letters[0].reason
+    );
     log.events.remove(&large[0]);
     assert_topic_holds(&brokers, 3, &log.events).await;
     relay.stop().await;

@@ -203,7 +203,8 @@ async fn what_an_earlier_process_made_a_dead_letter_of_is_left_out_of_the_repeat
         let running = Running::start_with_letters(client.clone(), [Range { replayed: true, ..of() }], letters);
         eventually("it is committed", || async { running.committed() == 1 }).await;
         running.stop().await;
-        let there = format!("SELECT count() FROM {{db}}.events WHERE wal_seq BETWEEN {} AND {}", place * 100, place * 100 + 99);
+        let there =
+            format!("SELECT count() FROM {{db}}.events WHERE wal_seq BETWEEN {} AND {}", place * 100, place * 100 + 99);
         assert_eq!(number(&client, &there).await, 98, "range {place}");
     }
 }

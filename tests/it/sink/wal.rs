@@ -252,7 +252,10 @@ async fn a_row_that_is_none_becomes_a_dead_letter_and_the_others_are_stored() {
     wal.close().await.unwrap();
     let letters = read_files(&home.path().join("dead-letters")).unwrap();
     let reasons: Vec<_> = letters.iter().map(|letter| letter.reason.as_str()).collect();
-    assert!(reasons[0].contains("row layout 99 is unknown") && reasons[1].contains("ends inside column"), "{reasons:?}");
+    assert!(
+        reasons[0].contains("row layout 99 is unknown") && reasons[1].contains("ends inside column"),
+        "{reasons:?}"
+    );
     assert_eq!(letters.iter().map(|letter| letter.wal_ordinal).collect::<Vec<_>>(), [0, 2, 0]);
 }
 

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use uuid::Uuid;
@@ -55,11 +56,17 @@ impl Load {
     /// Starts sending batches to `engine`. A sender whose connection breaks goes on until it is stopped: what it sent
     /// then is not counted as acknowledged.
     pub fn start(engine: &Engine) -> Self {
+        Self::start_with(engine, Duration::ZERO)
+    }
+
+    /// The same, but each sender rests for so long after each request: for faults that last, and for a broker that holds
+    /// little.
+    pub fn start_with(engine: &Engine, rest: Duration) -> Self {
         let shared = Arc::new(Shared::default());
         let senders = (0..SENDERS)
             .map(|sender| {
                 let (shared, url) = (Arc::clone(&shared), format!("{}/ingest", engine.api()));
-                thread::spawn(move || send(&shared, &url, sender))
+                thread::spawn(move || send(&shared, &url, sender, rest))
             })
             .collect();
         Self { shared, senders }
@@ -86,11 +93,14 @@ impl Load {
     }
 }
 
-fn send(shared: &Shared, url: &str, sender: usize) {
+fn send(shared: &Shared, url: &str, sender: usize, rest: Duration) {
     let agent = agent();
     let authorization = format!("Bearer {TENANT}:{KEY}");
     let mut round = 0;
     while !shared.stop.load(Ordering::Relaxed) {
+        if round > 0 {
+            thread::sleep(rest);
+        }
         round += 1;
         let ids: Vec<Uuid> = (0..BATCH).map(|_| Uuid::now_v7()).collect();
         let body = batch(&ids, sender, round);
@@ -102,12 +112,14 @@ fn send(shared: &Shared, url: &str, sender: usize) {
             Ok(response) => {
                 let answer = Answer::from(response);
                 shared.refused.lock().unwrap().push(format!("{} {}", answer.status, answer.text));
+                // A client waits before it tries again.
+                thread::sleep(Duration::from_millis(20));
             }
             Err(_) => {
                 shared.broken.fetch_add(1, Ordering::Relaxed);
                 shared.unanswered.lock().unwrap().push(Request { ids, body });
                 // A refused connection returns at once; a busy loop would only take the CPU from what restarts.
-                thread::sleep(std::time::Duration::from_millis(20));
+                thread::sleep(Duration::from_millis(20));
             }
         }
     }
@@ -163,6 +175,11 @@ impl Sent {
             let there = clickhouse.query(&format!("SELECT count() FROM overwatch.events WHERE type = '{kind}'"));
             clickhouse.wait_for(&format!("SELECT sum({sum}) FROM overwatch.{view}"), &there);
         }
+    }
+
+    /// Whether every answer that was no 200 has one of these codes.
+    pub fn only_refused_with(&self, codes: &[&str]) -> bool {
+        self.refused.iter().all(|refusal| codes.iter().any(|code| refusal.contains(&format!("\"{code}\""))))
     }
 
     /// Waits until every acknowledged event is in ClickHouse.

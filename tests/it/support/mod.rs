@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 pub mod clickhouse;
 pub mod engine;
 pub mod fault_proxy;
+pub mod growing;
 pub mod load;
 pub mod plugins;
 pub mod power;

@@ -51,6 +51,7 @@ pub fn range<'a>(partition: u32, first: u64, events: impl IntoIterator<Item = Ev
         oldest_received_at_ms: NOW_MS,
         first_expiry: row::EXPIRES_NEVER,
         replayed: false,
+        of_earlier_opening: false,
         generation: 0,
         revoked: CancellationToken::new(),
     }

@@ -26,6 +26,7 @@ fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &Cance
         oldest_received_at_ms: 0,
         first_expiry: u32::MAX,
         replayed: false,
+        of_earlier_opening: false,
         generation,
         revoked: revoked.clone(),
     }

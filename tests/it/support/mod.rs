@@ -5,10 +5,13 @@ use std::{future::Future, time::Duration};
 pub mod clickhouse;
 pub mod engine;
 pub mod fault_proxy;
+pub mod kafka_proxy;
+pub mod kill_points;
 pub mod load;
 pub mod plugins;
 pub mod power;
 pub mod proxy;
+pub mod rig;
 pub mod rows;
 pub mod tansu;
 

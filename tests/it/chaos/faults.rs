@@ -17,8 +17,10 @@ use crate::{
     },
 };
 
-/// Name, and what plays its rounds, told which cycle it is.
-pub const FAULTS: [(&str, fn(usize) -> Row); 16] = [
+/// Plays the rounds of a fault, told which cycle it is.
+type Play = fn(usize) -> Row;
+
+pub const FAULTS: [(&str, Play); 16] = [
     ("kill -9, embedded", |cycle| killed(Kind::Embedded, &vec![Kill::Random; if cycle == 0 { 8 } else { 30 }])),
     ("kill -9, with a broker", |cycle| killed(Kind::Broker, &vec![Kill::Random; if cycle == 0 { 3 } else { 8 }])),
     ("kill -9 around the flush of the log", around_the_flush),
@@ -66,7 +68,7 @@ fn around_the_flush(_: usize) -> Row {
 
 fn between_insert_and_commit(cycle: usize) -> Row {
     // In turn without a broker and with one, where the commit is a call of its own.
-    if cycle % 2 == 0 {
+    if cycle.is_multiple_of(2) {
         return killed(Kind::Apart, &[Trap::Insert, Trap::InsertAnswer].map(Kill::ClickHouse));
     }
     let commit = |when| Kill::Broker(Call::OffsetCommit, when);
@@ -85,7 +87,7 @@ fn during_migration(_: usize) -> Row {
 }
 
 fn sigterm(cycle: usize) -> Row {
-    let mut rig = Rig::start(if cycle % 2 == 0 { Kind::Embedded } else { Kind::Broker });
+    let mut rig = Rig::start(if cycle.is_multiple_of(2) { Kind::Embedded } else { Kind::Broker });
     let rounds: Vec<_> = repeat_with(|| rig.terminate()).take(2).collect();
     Row::of(rig, rounds)
 }

@@ -84,7 +84,10 @@ pub fn random(below: u64) -> u64 {
 
 fn behind(setup: Setup, broker: &KafkaProxy) -> Setup {
     // A member that is killed is missed by its group soon.
-    setup.broker(&broker.address().to_string()).config("[redpanda.properties]\n\"session.timeout.ms\" = \"6000\"")
+    let debug = std::env::var("KAFKA_DEBUG").unwrap_or_default();
+    let properties = format!("[redpanda.properties]\n\"session.timeout.ms\" = \"6000\"\ndebug = \"{debug}\"");
+    let level = if debug.is_empty() { "info" } else { "info,ingestion_engine::broker=trace" };
+    setup.broker(&broker.address().to_string()).config(&properties).env("INGESTION_LOG_LEVEL", level)
 }
 
 /// A start, and the time that it took from the process to ready.
@@ -192,6 +195,14 @@ impl Rig {
         self.trouble.extend(sent.refused.iter().take(3).map(|refusal| format!("refused: {refusal}")));
     }
 
+    /// With a broker: waits until the sink has its partitions. Needs a load.
+    fn wait_for_sink(&self) {
+        if self.kafka.is_some() {
+            let before = self.proxy().inserts();
+            eventually("the sink is at work", || self.proxy().inserts() > before);
+        }
+    }
+
     /// What the calls that this rig can see are doing.
     fn stages(&self) -> Vec<Stage> {
         let mut stages = self.kafka.as_ref().map(KafkaProxy::stages).unwrap_or_default();
@@ -210,6 +221,10 @@ impl Rig {
         let mut stages = Vec::new();
         match kill {
             Kill::Random => {
+                // With a broker the sink gets its partitions only after seconds: every other time it is waited for.
+                if random(2) == 0 {
+                    self.wait_for_sink();
+                }
                 thread::sleep(Duration::from_millis(random(1000)));
                 stages = self.stages();
                 self.engine.kill();
@@ -275,6 +290,8 @@ impl Rig {
     pub fn terminate(&mut self) -> Round {
         let load = Load::start(&self.engine);
         load.wait_for_requests(10);
+        // This broker takes a member that left before it was given anything for the leader of its group, for ever.
+        self.wait_for_sink();
         thread::sleep(Duration::from_millis(random(1000)));
         let (in_flight, stages) = (load.in_flight() > 0, self.stages());
         let status = self.engine.terminate();

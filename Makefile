@@ -23,6 +23,9 @@ TANSU        := $(CACHE)/tansu-0.6.0/tansu
 CLICKHOUSE_CONNECT_VERSION := 1.12.0
 CLICKHOUSE_CONNECT         := $(CACHE)/venv-clickhouse-connect-$(CLICKHOUSE_CONNECT_VERSION)
 
+CHAOS_PROFILE ?= release
+CHAOS_MEASURE ?= yes
+
 .PHONY: help
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -36,6 +39,12 @@ run: setup ## Install what is missing, build, and start the engine alone on this
 test: setup-test ## Install what is missing and run all tests against the real broker and the real ClickHouse engine
 	@# Integration tests start engines, brokers and databases of their own: two at a time is what two cores carry.
 	RUST_TEST_THREADS=2 cargo test --workspace --locked --no-fail-fast
+
+.PHONY: chaos
+chaos: setup-test ## Cause every fault again and again for CHAOS_MINUTES=10, check that nothing is lost or twice, measure recovery
+	@# The release build, whose times are the users'; CHAOS_PROFILE=test saves building it, CHAOS_MEASURE= leaves the times out.
+	CHAOS_MINUTES=$(or $(CHAOS_MINUTES),10) cargo test --workspace --locked --profile $(CHAOS_PROFILE) --test it -- \
+		--ignored --exact --nocapture --test-threads 1 chaos::campaign $(if $(CHAOS_MEASURE),chaos::measure::recovery)
 
 .PHONY: lint
 lint: setup-system ## Formatting and lints, as CI runs them

@@ -14,6 +14,7 @@ mod support;
 mod api;
 mod ask;
 mod broker;
+mod chaos;
 mod clickhouse_facade;
 mod configuration;
 mod dead_letters;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Both processes at one instant: neither sees the other's end.
-fn kill_both(disk: &Disk, engine: &mut Engine) {
+pub(crate) fn kill_both(disk: &Disk, engine: &mut Engine) {
     let (engine_pid, child) = (engine.pid(), child_of(engine.pid()));
     assert!(disk.has(engine_pid) && disk.has(child), "the engine and its ClickHouse are on the disk");
     for name in ["STOP", "KILL"] {
@@ -33,7 +33,7 @@ fn environment(name: &str, otherwise: u64) -> u64 {
 }
 
 /// A start on `disk`, whose configuration is durable.
-fn start(disk: &Disk, setup: &Setup) -> Engine {
+pub(crate) fn start(disk: &Disk, setup: &Setup) -> Engine {
     if !disk.tree().join("engine.toml").exists() {
         drop(setup.command("serve"));
         disk.settle();

@@ -252,6 +252,12 @@ impl Engine {
         Answer::from(self.agent.get(format!("{}{path}", self.api)).call().unwrap())
     }
 
+    /// Whether it is there and everything in `/health` is up.
+    pub fn is_up(&self) -> bool {
+        let answer = self.agent.get(format!("{}/health", self.api)).call();
+        answer.is_ok_and(|answer| Answer::from(answer).json()["status"] == "up")
+    }
+
     /// The named component of `/health`.
     pub fn component(&self, name: &str) -> Value {
         self.get("/health").json()["components"][name].clone()
@@ -285,6 +291,11 @@ impl Engine {
     /// Everything logged so far.
     pub fn log(&self) -> String {
         self.log.lines.lock().unwrap().0.join("\n")
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits until the process ends by itself.

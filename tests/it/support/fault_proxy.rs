@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use super::engine::signal;
+
 /// What happens to an insert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -24,11 +26,25 @@ pub enum Fault {
     CutInTheMiddle,
     /// It waits so long on its way.
     Slow(Duration),
+    /// It takes effect, and the answer waits so long.
+    SlowAnswer(Duration),
+}
+
+/// Which request kills the engine, and whether before ClickHouse sees it or after it has answered, before the engine knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    Insert,
+    InsertAnswer,
+    /// So many statements that change the schema, or records of them, are let through.
+    Migration(usize),
+    MigrationAnswer(usize),
 }
 
 struct Shared {
     target: Mutex<SocketAddr>,
     fault: Mutex<Fault>,
+    trap: Mutex<Option<(Trap, u32)>>,
+    under_way: AtomicUsize,
     hit: AtomicUsize,
     inserts: AtomicUsize,
     lost: AtomicUsize,
@@ -49,6 +65,8 @@ impl FaultProxy {
         let shared = Arc::new(Shared {
             target: Mutex::new(SocketAddr::from(([127, 0, 0, 1], port))),
             fault: Mutex::new(Fault::None),
+            trap: Mutex::new(None),
+            under_way: AtomicUsize::new(0),
             hit: AtomicUsize::new(0),
             inserts: AtomicUsize::new(0),
             lost: AtomicUsize::new(0),
@@ -78,6 +96,21 @@ impl FaultProxy {
     pub fn set(&self, fault: Fault) {
         *self.shared.fault.lock().unwrap() = fault;
         self.shared.hit.store(0, Ordering::SeqCst);
+    }
+
+    /// Kills the process `pid` once it is at `trap`.
+    pub fn kill_at(&self, trap: Trap, pid: u32) {
+        *self.shared.trap.lock().unwrap() = Some((trap, pid));
+    }
+
+    /// Takes the trap away; says whether it was still there.
+    pub fn disarm(&self) -> bool {
+        self.shared.trap.lock().unwrap().take().is_some()
+    }
+
+    /// How many inserts ClickHouse has and has not answered.
+    pub fn under_way(&self) -> usize {
+        self.shared.under_way.load(Ordering::SeqCst)
     }
 
     /// Forwards to ClickHouse on another port from now on.
@@ -110,6 +143,26 @@ impl Drop for FaultProxy {
 }
 
 impl Shared {
+    /// Whether this request is the one that kills the engine; then it is dead.
+    fn springs(&self, is_insert: bool, head: &str, body: &[u8], answered: bool) -> bool {
+        let says = |text: &str| memchr::memmem::find(body, text.as_bytes()).is_some() || head.contains(text);
+        let migrates = !is_insert && ["CREATE ", "ALTER ", "schema_migrations (version"].into_iter().any(says);
+        let mut trap = self.trap.lock().unwrap();
+        let Some((wanted, pid)) = trap.as_mut() else { return false };
+        let hit = match wanted {
+            Trap::Insert => is_insert && !answered,
+            Trap::InsertAnswer => is_insert && answered,
+            Trap::Migration(left) if migrates && !answered => countdown(left),
+            Trap::MigrationAnswer(left) if migrates && answered => countdown(left),
+            Trap::Migration(_) | Trap::MigrationAnswer(_) => false,
+        };
+        if hit {
+            signal(*pid, "KILL");
+            *trap = None;
+        }
+        hit
+    }
+
     /// Requests of one connection, one after the other.
     fn serve(&self, client: TcpStream) -> std::io::Result<()> {
         client.set_nodelay(true)?;
@@ -119,6 +172,9 @@ impl Shared {
             let first = head.lines().next().unwrap_or_default();
             // The client library puts the statement into the URL, in form encoding.
             let is_insert = first.contains("INSERT+INTO") && first.contains("events");
+            if self.springs(is_insert, &head, &body, false) {
+                return Ok(());
+            }
             let fault = if is_insert { self.fault.lock().unwrap().clone() } else { Fault::None };
             if fault != Fault::None {
                 self.hit.fetch_add(1, Ordering::SeqCst);
@@ -131,7 +187,7 @@ impl Shared {
                     continue;
                 }
                 Fault::Slow(pause) => thread::sleep(pause),
-                Fault::None | Fault::LoseAnswer | Fault::CutInTheMiddle => {}
+                Fault::None | Fault::LoseAnswer | Fault::CutInTheMiddle | Fault::SlowAnswer(_) => {}
             }
             let target = *self.target.lock().unwrap();
             let mut server = TcpStream::connect(target)?;
@@ -142,7 +198,16 @@ impl Shared {
             }
             server.write_all(&body)?;
             let mut from_server = BufReader::new(server);
-            let Some((head, body)) = read_message(&mut from_server)? else { return Ok(()) };
+            self.under_way.fetch_add(usize::from(is_insert), Ordering::SeqCst);
+            let answer = read_message(&mut from_server);
+            if let Fault::SlowAnswer(pause) = fault {
+                thread::sleep(pause);
+            }
+            self.under_way.fetch_sub(usize::from(is_insert), Ordering::SeqCst);
+            if self.springs(is_insert, &head, &body, true) {
+                return Ok(());
+            }
+            let Some((head, body)) = answer? else { return Ok(()) };
             if fault == Fault::LoseAnswer {
                 self.lost.fetch_add(1, Ordering::SeqCst);
                 return Ok(());
@@ -155,6 +220,13 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Whether nothing is left; takes one away otherwise.
+fn countdown(left: &mut usize) -> bool {
+    let done = *left == 0;
+    *left = left.saturating_sub(1);
+    done
 }
 
 /// Head and body of one HTTP/1.1 message as it came; nothing at the end of the connection.

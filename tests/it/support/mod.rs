@@ -6,10 +6,13 @@ pub mod clickhouse;
 pub mod engine;
 pub mod fault_proxy;
 pub mod growing;
+pub mod kafka_proxy;
+pub mod kill_points;
 pub mod load;
 pub mod plugins;
 pub mod power;
 pub mod proxy;
+pub mod rig;
 pub mod rows;
 pub mod tansu;
 

@@ -59,10 +59,7 @@ impl Disk {
     pub fn new(home: &Path) -> Self {
         let disk = Self { home: home.to_owned() };
         fs::create_dir_all(disk.tree()).unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power_loss/shim.c");
-        let flags = ["-std=gnu17", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC", "-o"];
-        let compiled = Command::new("cc").args(flags).arg(disk.shim()).arg(source).output().unwrap();
-        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        compile("tests/power_loss/shim.c", &disk.shim());
         disk.settle();
         disk
     }
@@ -202,6 +199,14 @@ impl Disk {
         };
         parts.chunks_exact(3).map(entry).collect()
     }
+}
+
+/// Compiles a library for `LD_PRELOAD`.
+pub fn compile(source: &str, library: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let flags = ["-std=gnu17", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC", "-o"];
+    let compiled = Command::new("cc").args(flags).arg(library).arg(source).output().unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
 }
 
 /// As the shim knows an inode: numbers are used again, so the time of birth belongs to it.

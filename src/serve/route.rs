@@ -35,7 +35,12 @@ impl Route {
         if !brokers.is_empty() {
             return Self::Broker { brokers, topic };
         }
-        let embedded = || format!("the embedded engine in {}", config.clickhouse_path().display());
+        let embedded = || {
+            // A data folder that was moved as a whole has the same engine in it.
+            let (path, data) = (config.clickhouse_path(), &config.process.data_dir);
+            let place = path.strip_prefix(data).unwrap_or(&path);
+            format!("the embedded engine in {}", place.display())
+        };
         let url = config.clickhouse.url.as_ref().map_or_else(embedded, ToString::to_string);
         Self::ClickHouse { url, database: config.clickhouse.database.clone() }
     }

@@ -32,3 +32,4 @@ mod quotas;
 mod retention;
 mod sink;
 mod tenants;
+mod trace;

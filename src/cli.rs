@@ -10,6 +10,7 @@ use crate::{
     plugins::commands::PluginsArgs,
     retention::RetentionArgs,
     tenants::commands::{KeysArgs, TenantsArgs},
+    trace::TraceArgs,
 };
 
 /// Exit code of a failure at run time.
@@ -56,7 +57,9 @@ Examples:
   ingestion-engine --config engine.toml dead-letters list
       what ClickHouse or a plugin has refused, and why (more: dead-letters --help)
   ingestion-engine --config engine.toml retention apply acme
-      after its tier was changed: stored events are kept as long as new ones";
+      after its tier was changed: stored events are kept as long as new ones
+  ingestion-engine --config engine.toml trace 01990b2c-5f5e-7a3c-8d1f-0c9a4a3e2b10
+      where that event is, and when it passed each stage";
 
 /// The command line.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -103,6 +106,8 @@ pub enum Command {
     /// holds of them is never stored. The report says what was removed and what remains where, until when. Started again it
     /// does the rest, or it all again.
     Erase(EraseArgs),
+    /// Tell where an event is now, and when it passed each stage
+    Trace(TraceArgs),
 }
 
 /// Arguments of the `erase` subcommand.
@@ -165,9 +170,13 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use std::time::Duration;
+
     use crate::{
+        config::Span,
         plugins::{check::CHILD_FLAG, commands::Action},
         retention::RetentionAction,
+        trace::Since,
     };
 
     fn run(arguments: &[&str]) -> Result<Cli, Words> {
@@ -226,6 +235,23 @@ mod tests {
             assert!(help.contains(part), "{part} is missing in\n{help}");
         }
         assert!(!help.contains("host") && !help.contains("as-child"), "{help}");
+    }
+
+    #[test]
+    fn an_event_is_traced_by_its_id() {
+        let Command::Trace(arguments) = run(&["trace", "00000000-0000-0000-0000-000000000007"]).unwrap().action()
+        else {
+            panic!("another subcommand")
+        };
+        let hour = Since::Span(Span::new(Duration::from_hours(1)));
+        let event = uuid::Uuid::from_u128(7);
+        assert_eq!(arguments, TraceArgs { event, tenant: None, since: hour, json: false });
+        let all = ["trace", "7", "--since", "2026-01-02T03:04:05Z", "--tenant", "acme", "--json"];
+        assert!(run(&all).unwrap_err().to_string().contains("an event's id is a UUID"));
+        for since in ["tomorrow", "9999-01-01T00:00:00Z", "5"] {
+            let words = run(&["trace", "00000000-0000-0000-0000-000000000007", "--since", since]).unwrap_err();
+            assert_eq!(words.code(), EXIT_USAGE, "{since}");
+        }
     }
 
     #[test]

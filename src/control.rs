@@ -6,8 +6,10 @@
 //! {"command":"resume","name":"redact"}                    -> {"ok":null} | {"error":".."}
 //! {"command":"reprocess","name":"redact"}                 -> {"progress":{..}} .. {"ok":{..}} | {"error":".."}
 //! {"command":"replay","filter":{..}}                      -> {"ok":{..}} | {"error":".."}
+//! {"command":"trace","event":"..",..}                     -> {"ok":{..}} | {"ok":null} | {"error":".."}
 //! ```
 //!
+//! - An engine that is at work says so every few seconds (`{"progress":null}`), so that nobody waits for one that is not.
 //! - JSON, a line each. One request a connection.
 //! - Who may open the socket may do all of this: its mode is 0600 from its first moment, so the engine's user and root.
 //! - It is no part of the API and has no compatibility to keep: command and engine are one binary.
@@ -32,6 +34,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixSocket, UnixStream},
     sync::mpsc,
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -42,13 +45,14 @@ use crate::{
         Plugins,
         reprocess::{Progress, Reprocess, Rerun, Summary},
     },
+    wal::{Sought, Wal},
 };
 
 /// Name of the socket in the data folder.
 const SOCKET: &str = "control.sock";
 /// Most bytes of a socket's path: `sun_path` has 108 with the terminating zero.
 const MOST_PATH_BYTES: usize = 107;
-/// Most bytes of a request: a name, and a reason of a few sentences.
+/// Most bytes of a request: a name and a reason of a few sentences, or the ids of a thousand tenants.
 const MOST_REQUEST_BYTES: u64 = 64 << 10;
 /// Most bytes of an answer: a list of some hundred plugins.
 const MOST_ANSWER_BYTES: u64 = 16 << 20;
@@ -56,6 +60,10 @@ const MOST_ANSWER_BYTES: u64 = 16 << 20;
 const BACKLOG: u32 = 16;
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// How often an engine that is at work says so.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// How long a client waits for the next line: an engine that is frozen says nothing.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +93,8 @@ pub enum Request {
         /// Which dead letters.
         filter: Filter,
     },
+    /// [`Wal::find`]; the answer is null on a node without a log.
+    Trace(Sought),
 }
 
 /// A line of an answer.
@@ -139,7 +149,7 @@ pub enum ControlError {
     /// A socket's path is short.
     #[error(
         "{} has {} bytes, and the path of a socket may have at most {MOST_PATH_BYTES}: choose a shorter data_dir; until \
-         then `ingestion-engine plugins` works only while the engine is stopped",
+         then commands that ask the engine (`plugins`, `trace`) work only while it is stopped",
         path.display(), path.as_os_str().len()
     )]
     PathTooLong {
@@ -175,11 +185,17 @@ pub struct Control {
     tasks: TaskTracker,
 }
 
+/// What clients ask for.
 #[derive(Clone)]
-struct Served {
-    plugins: Plugins,
-    reprocessor: ReprocessorSlot,
-    replayer: Option<Arc<dyn Replayer>>,
+pub struct Served {
+    /// The registry.
+    pub plugins: Plugins,
+    /// What runs parked events again.
+    pub reprocessor: ReprocessorSlot,
+    /// What sends dead letters through the front again, if there is a front.
+    pub replayer: Option<Arc<dyn Replayer>>,
+    /// The node's log, if it has one.
+    pub wal: Option<Wal>,
 }
 
 impl Control {
@@ -188,16 +204,10 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`]
-    pub fn start(
-        data_dir: &Path,
-        plugins: Plugins,
-        reprocessor: ReprocessorSlot,
-        replayer: Option<Arc<dyn Replayer>>,
-    ) -> Result<Self, ControlError> {
+    pub fn start(data_dir: &Path, served: Served) -> Result<Self, ControlError> {
         let path = socket_path(data_dir)?;
         let listener = listen(&path)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let served = Served { plugins, reprocessor, replayer };
         tasks.spawn(accept(listener, served, stop.clone(), tasks.clone()));
         Ok(Self { path, stop, tasks })
     }
@@ -263,12 +273,14 @@ async fn serve(stream: UnixStream, served: Served) -> io::Result<()> {
             let (tell, mut told) = mpsc::unbounded_channel();
             let doing = served.carry_out(request, tell);
             tokio::pin!(doing);
+            let mut alive = tokio::time::interval_at(Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
             loop {
                 // Whatever was told stands in front of the answer.
                 tokio::select! {
                     biased;
                     Some(progress) = told.recv() => write(&mut writing, &Line::Progress(progress_json(&progress))).await?,
                     answer = &mut doing => break answer,
+                    _ = alive.tick() => write(&mut writing, &Line::Progress(Value::Null)).await?,
                 }
             }
         }
@@ -304,6 +316,13 @@ impl Served {
                     Err(reason) => Err(reason),
                 },
                 None => Err("this engine has no front that takes them".to_owned()),
+            },
+            Request::Trace(sought) => match &self.wal {
+                Some(wal) => match wal.find(sought).await {
+                    Ok(found) => serde_json::to_value(found).map_err(|error| error.to_string()),
+                    Err(error) => Err(chain(&error)),
+                },
+                None => Ok(Value::Null),
             },
         };
         done.map_or_else(Line::Error, Line::Ok)
@@ -344,7 +363,7 @@ pub enum ClientError {
     #[error("{0}")]
     Refused(String),
     /// The answer is none.
-    #[error("the engine ended, or its answer cannot be read")]
+    #[error("the engine ended or does not answer, or its answer cannot be read")]
     Answer(#[source] io::Error),
 }
 
@@ -365,6 +384,8 @@ pub fn ask<T: DeserializeOwned>(
         }
         _ => ControlError::Io { action: "connect to", path: path.clone(), source }.into(),
     })?;
+    let patience = stream.set_read_timeout(Some(SILENCE)).and_then(|()| stream.set_write_timeout(Some(SILENCE)));
+    patience.map_err(ClientError::Answer)?;
     let mut text = serde_json::to_vec(request).map_err(|error| ClientError::Answer(error.into()))?;
     text.push(b'\n');
     (&stream).write_all(&text).map_err(ClientError::Answer)?;

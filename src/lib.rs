@@ -23,7 +23,7 @@
 //! On a node without brokers the sink reads the log itself; the sink sees ranges in both cases
 //! ([`sink::source::Source`]). [`serve`] puts a node together, starts it and stops it in order. What cannot be delivered
 //! is kept with its reason ([`dead_letters`]); what happens is counted ([`metrics`]) and told ([`health`]). Commands change
-//! what is stored: [`retention`], and [`erasure`], which also keeps what was erased from coming back.
+//! what is stored: [`retention`], and [`erasure`], which also keeps what was erased from coming back; and [`trace`] tells where an event is.
 //!
 //! Every stage knows the event and the handle of the next stage, never the one after. `event` knows nobody.
 
@@ -53,3 +53,4 @@ pub mod month;
 pub mod retention;
 pub mod serve;
 mod table;
+pub mod trace;

@@ -9,6 +9,7 @@ use ingestion_engine::{
     config::{Config, LogFormat},
     dead_letters::commands::DeadLettersArgs,
     erasure::commands as erasure,
+    ids::EventId,
     logging,
     plugins::{
         commands::{self, PluginsArgs},
@@ -17,6 +18,7 @@ use ingestion_engine::{
     retention,
     serve::{self, Purpose},
     tenants::commands::{self as tenants, TenantsAction, TenantsArgs},
+    trace::{Question, TraceArgs},
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Retention(arguments) => {
             return told(runtime().and_then(|runtime| runtime.block_on(retention::run(arguments.action, &config))));
         }
+        Command::Trace(arguments) => return trace(&config, &arguments),
         Command::Serve => run(config, Purpose::Serve),
         Command::Drain => run(config, Purpose::Drain),
         Command::Migrate => runtime().and_then(|runtime| runtime.block_on(serve::migrate(config))),
@@ -178,6 +181,27 @@ fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool
 fn dead_letters(arguments: DeadLettersArgs, config: &Config) -> Result<()> {
     let find = |tenant: &str| Ok(tenants::tenant_id(&config.tenants.tenants, tenant)?);
     runtime()?.block_on(serve::dead_letters(config, arguments.action, find))
+}
+
+/// The `trace` subcommand: 0 when the event was found somewhere.
+fn trace(config: &Config, arguments: &TraceArgs) -> ExitCode {
+    let traced = || -> Result<bool> {
+        let tenants = &config.tenants.tenants;
+        let tenant = arguments.tenant.as_deref().map(|tenant| tenants::tenant_id(tenants, tenant)).transpose()?;
+        let since = arguments.since.moment(jiff::Timestamp::now());
+        let question = Question { event: EventId(arguments.event), tenant, since };
+        let report = runtime()?.block_on(serve::trace(config, question))?;
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            print!("{}", report.text());
+        }
+        Ok(report.found)
+    };
+    match traced() {
+        Ok(false) => ExitCode::from(EXIT_FAILURE),
+        done => told(done.map(drop)),
+    }
 }
 
 fn tenants_settings(config: &Config) -> tenants::Settings {

@@ -19,6 +19,7 @@
 //! It is no general Kafka client: one topic of events and one of parked events, a group for each, rows of this engine.
 
 mod context;
+pub mod find;
 pub mod partitioner;
 pub mod source;
 mod status;

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
     ids::TenantId,
-    row::{EventRow, ParkedRow, Row},
+    row::{self, EventRow, ParkedRow, Row, Sighted},
 };
 
 /// Rows that must not be stored.
@@ -38,6 +37,11 @@ impl Tombstone {
             && (self.user_id.is_empty()
                 || user_id == self.user_id
                 || user_id.is_empty() && self.anonymous_ids.iter().any(|id| id == anonymous_id))
+    }
+
+    /// Whether it names `row`.
+    pub fn names_sighted(&self, row: &Sighted) -> bool {
+        TenantId(self.tenant_id) == row.tenant_id && self.names(row.received_at_ms, &row.user_id, &row.anonymous_id)
     }
 }
 
@@ -98,13 +102,7 @@ impl Set {
     /// A parked row holds what was sent; its ids are read out of that.
     fn names_parked(&self, parked: &ParkedRow<'_>) -> bool {
         let Some(tombstones) = self.by_tenant.get(&parked.tenant_id) else { return false };
-        let sent: Value = serde_json::from_str(&parked.raw).unwrap_or_default();
-        let id = |name: &str| match sent.get(name) {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Number(number)) => number.to_string(),
-            _ => String::new(),
-        };
-        let (user, anonymous) = (id("user_id"), id("anonymous_id"));
+        let (user, anonymous) = row::sent_ids(&parked.raw);
         tombstones.iter().any(|tombstone| tombstone.names(parked.received_at_ms, &user, &anonymous))
     }
 }

@@ -23,6 +23,7 @@ mod binary;
 mod columns;
 mod json;
 mod parked;
+mod sighted;
 
 use binary::ColumnValue as _;
 pub use binary::{BinaryError, Json, Text, write_bytes_binary, write_uuid_binary};
@@ -31,6 +32,7 @@ pub use columns::{
 };
 pub use json::{JsonError, read_json, write_json};
 pub use parked::{read_parked_json, write_parked_json};
+pub use sighted::{Sighted, sent_ids};
 
 use crate::ids::{EventId, TenantId};
 

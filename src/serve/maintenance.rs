@@ -51,18 +51,32 @@ pub struct Maintenance {
 /// # Errors
 /// ClickHouse cannot be reached or started, or its tables are not as this version needs them.
 pub async fn connect(config: &Config) -> Result<Maintenance> {
+    let connection = reach(config).await?;
+    let migrator = Migrator::new(connection.client.clone(), connection.template.clone());
+    let ready = match storage::mode(config) {
+        Mode::Auto => migrator.apply().await.map(drop),
+        Mode::Verify => migrator.verify().await,
+    };
+    match ready.context("bringing ClickHouse's tables up to date") {
+        Ok(()) => Ok(connection),
+        Err(error) => {
+            connection.stop().await;
+            Err(error)
+        }
+    }
+}
+
+/// Connects to the ClickHouse of `config`, whatever tables it has.
+///
+/// # Errors
+/// ClickHouse cannot be reached or started.
+pub async fn reach(config: &Config) -> Result<Maintenance> {
     let is_embedded = config.clickhouse.url.is_none();
     let (url, child) = if is_embedded { embedded(config).await? } else { (None, None) };
     let template = settings::template(config, is_embedded);
     let ready = async {
         let client = Client::new(&settings::clickhouse(config, url)).context("setting up the client of ClickHouse")?;
         client.ping().await.context("ClickHouse cannot be reached")?;
-        let migrator = Migrator::new(client.clone(), template.clone());
-        match storage::mode(config) {
-            Mode::Auto => migrator.apply().await.map(drop),
-            Mode::Verify => migrator.verify().await,
-        }
-        .context("bringing ClickHouse's tables up to date")?;
         Ok(client)
     };
     match ready.await {

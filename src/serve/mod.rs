@@ -20,6 +20,7 @@ mod plugins;
 mod route;
 mod settings;
 mod storage;
+mod trace;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use maintenance::{Maintenance, connect};
 pub use storage::migrate;
+pub use trace::trace;
 
 use crate::{
     api::Api,
@@ -98,7 +100,7 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
     }
     // Plugins come before the API: an event of a type that one adds must not be refused because the engine just started.
     let running = match purpose {
-        Purpose::Serve => Some(plugins::Running::start(&common).await?),
+        Purpose::Serve => Some(plugins::Running::start(&common, wal.as_ref()).await?),
         Purpose::Drain => None,
     };
     announce(&common);

@@ -12,7 +12,7 @@ use super::{Common, settings, storage};
 use crate::{
     clickhouse::{Client, Mode, Template},
     config::Config,
-    control::{Control, Replayed, Replayer, Reprocessed, Reprocessor, ReprocessorSlot},
+    control::{Control, Replayed, Replayer, Reprocessed, Reprocessor, ReprocessorSlot, Served},
     dead_letters::replay::{self, Filter},
     erasure::Erasures,
     error_chain::chain,
@@ -27,6 +27,7 @@ use crate::{
         tables::{Tables, TrialError, try_out},
     },
     row::EXPIRES_NEVER,
+    wal::Wal,
 };
 
 /// How long ClickHouse may take to try a plugin's tables out. They are empty, so it takes as long as its files do.
@@ -59,7 +60,7 @@ pub(super) struct Running {
 
 impl Running {
     /// Brings the plugins of the folder into use. Returns once all of them are: no request may come before its plugin.
-    pub async fn start(common: &Common) -> Result<Self> {
+    pub async fn start(common: &Common, wal: Option<&Wal>) -> Result<Self> {
         let config = &common.config;
         let parts = Parts {
             health: common.health.component("plugins"),
@@ -70,7 +71,8 @@ impl Running {
         let again = Lazy { common: common.clone(), plugins: plugins.clone(), reprocess: tokio::sync::OnceCell::new() };
         let slot: ReprocessorSlot = Arc::new(OnceLock::from(Arc::new(again) as Arc<dyn Reprocessor>));
         let replays = Arc::new(Replays { common: common.clone(), one_at_a_time: tokio::sync::Mutex::default() });
-        let control = Control::start(&config.process.data_dir, plugins.clone(), slot, Some(replays))
+        let served = Served { plugins: plugins.clone(), reprocessor: slot, replayer: Some(replays), wal: wal.cloned() };
+        let control = Control::start(&config.process.data_dir, served)
             .inspect_err(|error| tracing::warn!(error = chain(error), "no control socket"))
             .ok();
         Ok(Self { plugins, control })

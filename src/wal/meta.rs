@@ -56,6 +56,17 @@ pub(super) struct MetaFile {
 }
 
 impl MetaFile {
+    /// The marks of the log in `dir`, without anything being made or changed.
+    pub(super) fn peek(dir: &Path) -> io::Result<Option<Marks>> {
+        let file = match File::open(dir.join(FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let slots = [read_slot(&file, 0)?, read_slot(&file, 1)?];
+        let newest = slots.into_iter().flatten().filter(|slot| slot.version == VERSION).max_by_key(|slot| slot.serial);
+        Ok(newest.map(|slot| slot.marks))
+    }
+
     pub(super) fn open(dir: &Path) -> io::Result<(Self, Found)> {
         let path = dir.join(FILE);
         let existed = path.exists();

@@ -44,11 +44,13 @@
 //! - No flusher thread: the writer flushes, and sees the error.
 //!
 //! # What it is not
-//! Not a queue for many consumers (there is one reader), not a replicated log, not a store to look things up in.
+//! Not a queue for many consumers (there is one reader), not a replicated log, not a store to look things up in: what
+//! [`Wal::find`] does for a person reads all that may hold the event.
 
 mod care;
 mod disk;
 mod error;
+mod find;
 mod frames;
 mod generation;
 mod housekeeper;
@@ -89,6 +91,7 @@ use self::{
 };
 pub use self::{
     error::{AppendError, CloseError, OpenError, ReadError, StateError, StoreError},
+    find::{Findings, InLog, Sought},
     packer::{Chunk, Codec, Packer},
     reader::Reader,
     record::{DamagedRecord, Record, rows},
@@ -395,6 +398,26 @@ impl Wal {
     /// What was answered under `key` within the last ten minutes, across restarts.
     pub fn answered(&self, key: AnswerKey) -> Option<Arc<Answered>> {
         self.shared.window.lock().answered(key)
+    }
+
+    /// Looks for an event in records and dedup window. Reads what is on disk: for a person who asks, one at a time.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`]
+    pub async fn find(&self, sought: Sought) -> Result<Findings, ReadError> {
+        let (shared, stop) = (Arc::clone(&self.shared), CancellationToken::new());
+        let _ends_with_this_call = stop.clone().drop_guard();
+        let looked = tokio::task::spawn_blocking(move || find::in_open_log(&shared, &sought, &stop)).await;
+        let looked = looked.unwrap_or_else(|error| Err(StoreError::Panicked(error.to_string())));
+        looked.map_err(ReadError::Unavailable)
+    }
+
+    /// Looks for an event in a log that no engine has open, under the folder's lock; none when there is no log. Blocking.
+    ///
+    /// # Errors
+    /// [`OpenError::Lock`] when an engine has it, and what the file system says.
+    pub fn find_in(settings: &Settings, sought: &Sought) -> Result<Option<Findings>, OpenError> {
+        find::in_closed_log(settings, sought)
     }
 
     /// The log in numbers.

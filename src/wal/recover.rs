@@ -120,7 +120,8 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     Ok(Recovered { opened, lock, meta, marks, ordinal })
 }
 
-fn list(root: &Path) -> std::io::Result<Vec<u64>> {
+/// Ordinals of the generations that have a folder, in order.
+pub(super) fn list(root: &Path) -> std::io::Result<Vec<u64>> {
     let mut ordinals = Vec::new();
     for entry in fs::read_dir(root)? {
         if let Some(ordinal) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {

@@ -74,15 +74,13 @@ pub(super) fn salvage(generation: &Generation, engine: Engine, aside: &Path, to:
         unknown: 0,
         wanted: (generation.first, to),
     };
-    let blobs = generation.dir.join("blobs");
-    let blobs = fs::read_dir(&blobs).map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
-    for file in std::iter::once(generation.dir.join("db")).chain(blobs.unwrap_or_default()) {
-        match File::open(&file) {
-            Ok(file) => target.search(file)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(StoreError::Io { action: "open a damaged file", source: error }),
+    search(&generation.dir, |piece| match piece {
+        Piece::Record(seq, bytes) => target.take(seq, bytes),
+        Piece::Unknown => {
+            target.unknown += 1;
+            Ok(())
         }
-    }
+    })?;
     target.write()?;
     let Target { db, found, unknown, .. } = target;
     guarded(|| {
@@ -107,6 +105,71 @@ pub(super) fn salvage(generation: &Generation, engine: Engine, aside: &Path, to:
     Ok(Salvaged { aside: place, found, unknown })
 }
 
+/// Something in the raw files of a generation.
+pub(super) enum Piece<'a> {
+    /// An intact record and its sequence. The same one may come several times: the storage engine moves its pages.
+    Record(u64, &'a [u8]),
+    /// Bytes that begin like a record of another format version.
+    Unknown,
+}
+
+/// Shows everything that is intact in the files of the generation in `dir` to `each`, in no order. Only reads.
+pub(super) fn search(dir: &Path, mut each: impl FnMut(Piece<'_>) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    let blobs = fs::read_dir(dir.join("blobs"));
+    let blobs = blobs.map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
+    for file in std::iter::once(dir.join("db")).chain(blobs.unwrap_or_default()) {
+        match File::open(&file) {
+            Ok(file) => search_file(file, &mut each)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::Io { action: "open a data file", source: error }),
+        }
+    }
+    Ok(())
+}
+
+/// Finds every intact record of `file`, a window at a time; a record that a window cuts is read again with the next.
+fn search_file(mut file: File, each: &mut impl FnMut(Piece<'_>) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    let mut window = Vec::with_capacity(WINDOW);
+    loop {
+        let more =
+            (&mut file).take(WINDOW as u64).read_to_end(&mut window).map_err(StoreError::io("read a data file"))?;
+        let end_of_file = more == 0;
+        let used = scan(&window, end_of_file, each)?;
+        window.drain(..used);
+        if end_of_file {
+            return Ok(());
+        }
+    }
+}
+
+/// Gives how many bytes need not be seen again.
+fn scan(
+    window: &[u8],
+    end_of_file: bool,
+    each: &mut impl FnMut(Piece<'_>) -> Result<(), StoreError>,
+) -> Result<usize, StoreError> {
+    let mut at = 0;
+    while let Some(found) = window.get(at..).and_then(|rest| memchr::memmem::find(rest, &MAGIC)) {
+        at += found;
+        let bytes = window.get(at..).unwrap_or_default();
+        match record::check(bytes) {
+            Ok((seq, len)) => {
+                each(Piece::Record(seq, bytes.get(..len).unwrap_or_default()))?;
+                at += len;
+            }
+            // A damaged length may claim up to 64 MiB; then the window grows so far once, and no further.
+            Err(DamagedRecord::Short { .. }) if !end_of_file => return Ok(at),
+            Err(DamagedRecord::Version(_)) => {
+                each(Piece::Unknown)?;
+                at += 1;
+            }
+            Err(_) => at += 1,
+        }
+    }
+    // The magic may begin in the last three bytes.
+    Ok(if end_of_file { window.len() } else { window.len().saturating_sub(MAGIC.len() - 1).max(at) })
+}
+
 struct Target {
     db: sled::Db,
     batch: sled::Batch,
@@ -117,47 +180,6 @@ struct Target {
 }
 
 impl Target {
-    /// Finds every intact record of `file`, a window at a time; a record that a window cuts is read again with the next.
-    fn search(&mut self, mut file: File) -> Result<(), StoreError> {
-        let mut window = Vec::with_capacity(WINDOW);
-        loop {
-            let more = (&mut file)
-                .take(WINDOW as u64)
-                .read_to_end(&mut window)
-                .map_err(StoreError::io("read a damaged file"))?;
-            let end_of_file = more == 0;
-            let used = self.scan(&window, end_of_file)?;
-            window.drain(..used);
-            if end_of_file {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Gives how many bytes need not be seen again.
-    fn scan(&mut self, window: &[u8], end_of_file: bool) -> Result<usize, StoreError> {
-        let mut at = 0;
-        while let Some(found) = window.get(at..).and_then(|rest| memchr::memmem::find(rest, &MAGIC)) {
-            at += found;
-            let bytes = window.get(at..).unwrap_or_default();
-            match record::check(bytes) {
-                Ok((seq, len)) => {
-                    self.take(seq, bytes.get(..len).unwrap_or_default())?;
-                    at += len;
-                }
-                // A damaged length may claim up to 64 MiB; then the window grows so far once, and no further.
-                Err(DamagedRecord::Short { .. }) if !end_of_file => return Ok(at),
-                Err(DamagedRecord::Version(_)) => {
-                    self.unknown += 1;
-                    at += 1;
-                }
-                Err(_) => at += 1,
-            }
-        }
-        // The magic may begin in the last three bytes.
-        Ok(if end_of_file { window.len() } else { window.len().saturating_sub(MAGIC.len() - 1).max(at) })
-    }
-
     fn take(&mut self, seq: u64, bytes: &[u8]) -> Result<(), StoreError> {
         if !(self.wanted.0..=self.wanted.1).contains(&seq) || self.found.contains(seq) {
             return Ok(());

@@ -46,7 +46,10 @@ use super::{
     record::{DamagedRecord, Record, rows},
     state::write_atomically,
 };
-use crate::{ids::TenantId, row};
+use crate::{
+    ids::{EventId, TenantId},
+    row,
+};
 
 /// The name under which the secret is saved.
 pub(super) const SECRET: &str = "window";
@@ -145,6 +148,17 @@ impl Segment {
     /// How many ids it has.
     pub(super) fn len(&self) -> usize {
         self.ids.len()
+    }
+
+    /// When `id` was committed.
+    fn committed_at_ms(&self, id: u128) -> Option<i64> {
+        let place = self.ids.iter().rposition(|known| *known == id)?;
+        let mut end = 0_usize;
+        let commit = self.commits.iter().find(|(_, ids)| {
+            end = end.saturating_add(usize::try_from(*ids).unwrap_or(usize::MAX));
+            place < end
+        });
+        commit.map(|(at_ms, _)| *at_ms)
     }
 
     fn is_gone(&self) -> bool {
@@ -300,6 +314,36 @@ impl Window {
     /// What was answered under `key`, within the last ten minutes.
     pub(super) fn answered(&self, key: AnswerKey) -> Option<Arc<Answered>> {
         self.answers.get(&key).cloned()
+    }
+
+    /// When each of `tenants` committed an event of the id `event`, of those that the window knows. Looks through all of it
+    /// only for an id that is there, which happens when a person asks.
+    pub(super) fn committed_at_ms(&self, event: EventId, tenants: &[TenantId]) -> Vec<(TenantId, i64)> {
+        let known = |id: &u128| self.ids.contains(id) && !self.staged.contains(id);
+        self.named(event, tenants)
+            .filter(|(_, id)| known(id))
+            .filter_map(|(tenant, id)| {
+                Some((tenant, self.segments.iter().rev().find_map(|segment| segment.committed_at_ms(id))?))
+            })
+            .collect()
+    }
+
+    /// The same of `segments` that nobody has taken in.
+    pub(super) fn committed_at_ms_in(
+        &self,
+        segments: &BTreeMap<u64, Segment>,
+        event: EventId,
+        tenants: &[TenantId],
+    ) -> Vec<(TenantId, i64)> {
+        self.named(event, tenants)
+            .filter_map(|(tenant, id)| {
+                Some((tenant, segments.values().rev().find_map(|segment| segment.committed_at_ms(id))?))
+            })
+            .collect()
+    }
+
+    fn named(&self, event: EventId, tenants: &[TenantId]) -> impl Iterator<Item = (TenantId, u128)> {
+        tenants.iter().map(move |tenant| (*tenant, event.0.as_u128() ^ self.mask(*tenant)))
     }
 
     /// Takes `append` into the commit under way, without the events that were committed before; gives how many these are.

@@ -33,3 +33,4 @@ mod quotas;
 mod retention;
 mod sink;
 mod tenants;
+mod trace;

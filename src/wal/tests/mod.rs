@@ -6,6 +6,7 @@ mod counts;
 mod crash;
 mod damage;
 mod faults;
+mod find;
 mod fixtures;
 mod format;
 mod model;

@@ -13,19 +13,19 @@ use crate::{
     row::{self, EventRow},
 };
 
-const TENANT: TenantId = TenantId(Uuid::from_u128(7));
+pub(super) const TENANT: TenantId = TenantId(Uuid::from_u128(7));
 
-fn now_ms() -> i64 {
+pub(super) fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
 /// Small generations, so that a run goes through several.
-fn small(dir: &Path) -> Settings {
+pub(super) fn small(dir: &Path) -> Settings {
     Settings { max_disk_bytes: 128 << 20, ..settings(dir) }
 }
 
 /// One request of `tenant` with events of these ids. `filler` bytes that do not compress make them large.
-fn events(tenant: TenantId, ids: impl IntoIterator<Item = u128>, filler: usize) -> Append {
+pub(super) fn events(tenant: TenantId, ids: impl IntoIterator<Item = u128>, filler: usize) -> Append {
     let mut packer = Packer::new(Codec::Lz4);
     for (index, id) in (0_u64..).zip(ids) {
         let mut row = EventRow::new(tenant, EventId(Uuid::from_u128(id)), "custom");

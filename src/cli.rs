@@ -52,6 +52,8 @@ Examples:
       which plugins are in use, and why others are not (more: plugins --help)
   ingestion-engine --config engine.toml tenants add acme --tier paid
       a new tenant and its key (more: tenants --help, keys --help)
+  ingestion-engine --config engine.toml ledger
+      where every received event is, and whether one is missing
   ingestion-engine --config engine.toml retention apply acme
       after its tier was changed: stored events are kept as long as new ones";
 
@@ -98,6 +100,19 @@ pub enum Command {
     /// holds of them is never stored. The report says what was removed and what remains where, until when. Started again it
     /// does the rest, or it all again.
     Erase(EraseArgs),
+    /// Show where every event is that this node has received, and whether one is missing
+    ///
+    /// Asks the engine that runs with the data folder, or opens its log while none does. Exit code 1 when it does not balance:
+    /// the last lines then say whose events are missing, how many, and where.
+    Ledger(LedgerArgs),
+}
+
+/// Arguments of the `ledger` subcommand.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct LedgerArgs {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of the `erase` subcommand.

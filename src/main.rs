@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use ingestion_engine::{
-    cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE, EraseArgs},
+    cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE, EraseArgs, LedgerArgs},
     clickhouse::{self, embedded::ChildArgs},
     config::{Config, LogFormat},
     erasure::commands as erasure,
-    logging,
+    ledger, logging,
     plugins::{
         commands::{self, PluginsArgs},
         instance::{Limits, output_bytes},
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         Command::Retention(arguments) => {
             return told(runtime().and_then(|runtime| runtime.block_on(retention::run(arguments.action, &config))));
         }
+        Command::Ledger(LedgerArgs { json }) => return told(ledger(&config, json)),
         Command::Serve => run(config, Purpose::Serve),
         Command::Drain => run(config, Purpose::Drain),
         Command::Migrate => runtime().and_then(|runtime| runtime.block_on(serve::migrate(config))),
@@ -168,6 +169,20 @@ fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("{}", report.text());
+    }
+    Ok(())
+}
+
+/// The `ledger` subcommand.
+fn ledger(config: &Config, json: bool) -> Result<()> {
+    let report = runtime()?.block_on(serve::ledger(config))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", ledger::table(&report));
+    }
+    if !report.balanced {
+        bail!("the ledger does not balance");
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
-//! How `ingestion-engine plugins ...` talks to the engine that runs: a Unix socket in the data folder.
+//! How `ingestion-engine plugins ...` and `ledger` talk to the engine that runs: a Unix socket in the data folder.
 //!
 //! ```text
 //! {"command":"list"}                                      -> {"ok":[..]}
 //! {"command":"quarantine","name":"redact","reason":".."}  -> {"ok":null} | {"error":".."}
 //! {"command":"resume","name":"redact"}                    -> {"ok":null} | {"error":".."}
 //! {"command":"reprocess","name":"redact"}                 -> {"progress":{..}} .. {"ok":{..}} | {"error":".."}
+//! {"command":"ledger"}                                    -> {"ok":{..}} | {"error":".."}
 //! ```
 //!
 //! - JSON, a line each. One request a connection.
@@ -38,7 +39,7 @@ use super::{
     Plugins,
     reprocess::{Progress, Reprocess, Rerun, Summary},
 };
-use crate::error_chain::chain;
+use crate::{error_chain::chain, ledger};
 
 /// Name of the socket in the data folder.
 const SOCKET: &str = "control.sock";
@@ -46,8 +47,8 @@ const SOCKET: &str = "control.sock";
 const MOST_PATH_BYTES: usize = 107;
 /// Most bytes of a request: a name, and a reason of a few sentences.
 const MOST_REQUEST_BYTES: u64 = 64 << 10;
-/// Most bytes of an answer: a list of some hundred plugins.
-const MOST_ANSWER_BYTES: u64 = 16 << 20;
+/// Most bytes of an answer: the ledger of some hundred thousand tenants.
+const MOST_ANSWER_BYTES: u64 = 256 << 20;
 /// Connections that wait to be taken: people and scripts, not load.
 const BACKLOG: u32 = 16;
 /// How long a client may take to say what it wants.
@@ -76,6 +77,8 @@ pub enum Request {
         /// The plugin.
         name: String,
     },
+    /// [`ledger::Source::ledger`].
+    Ledger,
 }
 
 /// A line of an answer.
@@ -161,6 +164,7 @@ pub struct Control {
 struct Served {
     plugins: Plugins,
     reprocessor: ReprocessorSlot,
+    ledger: Option<Arc<dyn ledger::Source>>,
 }
 
 impl Control {
@@ -170,10 +174,23 @@ impl Control {
     /// # Errors
     /// [`ControlError`]
     pub fn start(data_dir: &Path, plugins: Plugins, reprocessor: ReprocessorSlot) -> Result<Self, ControlError> {
+        Self::start_with(data_dir, plugins, reprocessor, None)
+    }
+
+    /// The same on a node that has a ledger.
+    ///
+    /// # Errors
+    /// [`ControlError`]
+    pub fn start_with(
+        data_dir: &Path,
+        plugins: Plugins,
+        reprocessor: ReprocessorSlot,
+        ledger: Option<Arc<dyn ledger::Source>>,
+    ) -> Result<Self, ControlError> {
         let path = socket_path(data_dir)?;
         let listener = listen(&path)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let served = Served { plugins, reprocessor };
+        let served = Served { plugins, reprocessor, ledger };
         tasks.spawn(accept(listener, served, stop.clone(), tasks.clone()));
         Ok(Self { path, stop, tasks })
     }
@@ -274,8 +291,14 @@ impl Served {
                 self.plugins.resume(name).await.map(|()| Value::Null).map_err(|error| error.to_string())
             }
             Request::Reprocess { name } => self.reprocess(&name, progress).await,
+            Request::Ledger => self.ledger().await,
         };
         done.map_or_else(Line::Error, Line::Ok)
+    }
+
+    async fn ledger(&self) -> Result<Value, String> {
+        let ledger = self.ledger.as_ref().ok_or("this node takes no events in (it has not the role \"api\"), so it has no ledger")?;
+        serde_json::to_value(ledger.ledger().await?).map_err(|error| error.to_string())
     }
 
     async fn reprocess(&self, name: &str, progress: mpsc::UnboundedSender<Progress>) -> Result<Value, String> {

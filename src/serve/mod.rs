@@ -15,6 +15,7 @@
 
 mod drain;
 mod front;
+mod ledger;
 pub mod maintenance;
 mod plugins;
 mod settings;
@@ -26,6 +27,7 @@ use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use ledger::ledger;
 pub use maintenance::{Maintenance, connect};
 pub use storage::migrate;
 
@@ -82,13 +84,14 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
     let log = if config.process.roles.api { Some(open_log(&common).await?) } else { None };
     let wal = log.as_ref().map(|log| log.wal.clone());
     // Plugins come before the API: an event of a type that one adds must not be refused because the engine just started.
+    let ledger = wal.as_ref().map(|wal| ledger::of_node(&common, wal));
     let running = match purpose {
-        Purpose::Serve => Some(plugins::Running::start(&common).await?),
+        Purpose::Serve => Some(plugins::Running::start(&common, ledger.clone()).await?),
         Purpose::Drain => None,
     };
     announce(&common);
     let front = match &running {
-        Some(running) => Some(front::Front::start(&common, wal.as_ref(), running.plugins.clone()).await?),
+        Some(running) => Some(front::Front::start(&common, wal.as_ref(), running.plugins.clone(), ledger).await?),
         None => None,
     };
     let back = Back::start(&common, log);

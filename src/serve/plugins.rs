@@ -16,6 +16,7 @@ use crate::{
     error_chain::chain,
     event::{self, Acceptance, Types},
     ids::TenantId,
+    ledger,
     plugins::{
         Plugins,
         control::{Control, Reprocessed, Reprocessor, ReprocessorSlot},
@@ -57,7 +58,7 @@ pub(super) struct Running {
 
 impl Running {
     /// Brings the plugins of the folder into use. Returns once all of them are: no request may come before its plugin.
-    pub async fn start(common: &Common) -> Result<Self> {
+    pub async fn start(common: &Common, ledger: Option<Arc<dyn ledger::Source>>) -> Result<Self> {
         let config = &common.config;
         let parts = Parts {
             health: common.health.component("plugins"),
@@ -67,7 +68,7 @@ impl Running {
         let plugins = Plugins::start(settings::plugins(config)?, parts).await.context("starting the plugins")?;
         let again = Lazy { common: common.clone(), plugins: plugins.clone(), reprocess: tokio::sync::OnceCell::new() };
         let slot: ReprocessorSlot = Arc::new(OnceLock::from(Arc::new(again) as Arc<dyn Reprocessor>));
-        let control = Control::start(&config.process.data_dir, plugins.clone(), slot)
+        let control = Control::start_with(&config.process.data_dir, plugins.clone(), slot, ledger)
             .inspect_err(|error| tracing::warn!(error = chain(error), "no control socket"))
             .ok();
         Ok(Self { plugins, control })

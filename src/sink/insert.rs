@@ -23,6 +23,7 @@ use super::{
 use crate::{
     clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
     erasure::{Erasures, Set},
+    ledger,
     metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
     row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS, Table},
@@ -186,6 +187,7 @@ impl Inserter {
             let settings = insert_settings(&range.id, block.rows);
             self.noted(self.client.insert(statement, &settings, block.body.clone()).await)?;
         }
+        self.noted(ledger::record(&self.client, &arrival.gone).await)?;
         if in_doubt {
             self.recount(range, &arrival).await?;
         }

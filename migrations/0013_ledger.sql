@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS ${database}.ledger_inserted ${on_cluster}
     expires_at DateTime('UTC'),
     last UInt64,
     rows SimpleAggregateFunction(sum, Int64),
-    written DateTime('UTC') DEFAULT now('UTC')
+    written SimpleAggregateFunction(max, DateTime('UTC')) DEFAULT now('UTC')
 )
 ENGINE = ${replicated}AggregatingMergeTree
 ORDER BY (tenant_id, wal_id, source, topic, partition, expires_at, last)

@@ -106,7 +106,7 @@ pub async fn exists(settings: &Settings) -> Result<bool, KafkaError> {
 }
 
 /// Events of a client that nobody needs to hear of.
-struct Quiet;
+pub(super) struct Quiet;
 
 impl ClientContext for Quiet {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}

@@ -183,11 +183,8 @@ pub(super) fn balance(holdings: &Holdings, found: &BTreeMap<TenantId, Found>) ->
         let stages = vec![Stage { stage: StageName::Wal, missing }];
         reports.push(TenantReport { tenant_id: UNKNOWN, terms, balanced: false, stages });
     }
-    let cut = Cut {
-        wal_id: holdings.openings.last().map(|opening| opening.wal_id),
-        seq: holdings.cut,
-        done: holdings.done,
-    };
+    let cut =
+        Cut { wal_id: holdings.openings.last().map(|opening| opening.wal_id), seq: holdings.cut, done: holdings.done };
     let since = Timestamp::from_millisecond(holdings.since_ms).unwrap_or(Timestamp::UNIX_EPOCH);
     Report::new(since, cut, reports)
 }
@@ -224,7 +221,8 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
         + found.dead_lettered;
     let appended = signed(appended);
     let front = signed(received) - signed(rejected) - signed(dropped) - signed(duplicates) - appended;
-    let behind = if found.through_broker { StageName::Broker } else { StageName::Wal };
+    // What the log has lost it has named.
+    let behind = if found.through_broker && holdings.missing == 0 { StageName::Broker } else { StageName::Wal };
     let stages: Vec<_> = [
         (StageName::Front, front),
         (behind, appended - in_wal - signed(damaged) - found.in_broker - arrived),
@@ -251,11 +249,8 @@ mod tests {
     const TENANT: TenantId = TenantId(Uuid::from_u128(7));
 
     fn report(account: Account, in_wal: u64, found: Found) -> TenantReport {
-        let holdings = Holdings {
-            accounts: [(TENANT, account)].into(),
-            events: [(TENANT, in_wal)].into(),
-            ..Holdings::default()
-        };
+        let holdings =
+            Holdings { accounts: [(TENANT, account)].into(), events: [(TENANT, in_wal)].into(), ..Holdings::default() };
         let report = balance(&holdings, &[(TENANT, found)].into());
         assert_eq!(report.total, report.tenants[0].terms);
         report.tenants[0].clone()

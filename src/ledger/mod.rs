@@ -45,6 +45,7 @@ pub(crate) use gone::{Gone, Reason, erased, record};
 pub use show::table;
 
 use crate::{
+    broker,
     clickhouse::{Client, QueryError},
     error_chain::chain,
     ids::TenantId,
@@ -70,8 +71,8 @@ pub enum LedgerError {
     #[error("ClickHouse cannot be asked")]
     ClickHouse(#[from] QueryError),
     /// The topic cannot be read.
-    #[error("the broker cannot be asked: {0}")]
-    Broker(String),
+    #[error("the broker cannot be asked")]
+    Broker(#[source] rdkafka::error::KafkaError),
 }
 
 /// Gives the client of ClickHouse, or says why there is none.
@@ -82,6 +83,8 @@ pub type Connect = Arc<dyn Fn() -> Result<Client, String> + Send + Sync>;
 pub struct Ledger {
     wal: Wal,
     connect: Connect,
+    /// The topics of events and of parked events; none without brokers.
+    topics: Vec<broker::Settings>,
     /// How far back a repeat is recognised.
     window: Duration,
 }
@@ -104,7 +107,13 @@ impl Source for Ledger {
 impl Ledger {
     /// A ledger of `wal` and of the ClickHouse that `connect` gives.
     pub fn new(wal: Wal, connect: Connect, window: Duration) -> Self {
-        Self { wal, connect, window }
+        Self { wal, connect, topics: Vec::new(), window }
+    }
+
+    /// What leaves the log goes through a broker.
+    #[must_use]
+    pub fn with_broker(self, settings: broker::Settings) -> Self {
+        Self { topics: vec![settings.parked(), settings], ..self }
     }
 
     /// Measures until it balances, a few times.
@@ -129,8 +138,18 @@ impl Ledger {
         let holdings = tokio::task::spawn_blocking(move || wal.holdings()).await;
         let holdings = holdings.unwrap_or_else(|panic| Err(StoreError::Panicked(panic.to_string())));
         let holdings = holdings.map_err(LedgerError::Wal)?;
-        let found = store::count(&client, &holdings, self.window).await?;
+        let unread = if self.topics.is_empty() { None } else { Some(self.unread().await?) };
+        let found = store::count(&client, &holdings, unread.as_deref(), self.window).await?;
         Ok(balance::balance(&holdings, &found))
+    }
+}
+
+impl Ledger {
+    async fn unread(&self) -> Result<Vec<broker::Unread>, LedgerError> {
+        let topics = self.topics.clone();
+        let read = move || topics.iter().filter_map(|topic| broker::unread(topic).transpose()).collect();
+        let read = tokio::task::spawn_blocking(read).await.unwrap_or(Err(rdkafka::error::KafkaError::Canceled));
+        read.map_err(LedgerError::Broker)
     }
 }
 

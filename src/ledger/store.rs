@@ -1,13 +1,17 @@
 //! What ClickHouse is asked: by tenant, within the cut.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::{
+    broker::{Carries, Unread, UnreadRow},
     clickhouse::{Client, QueryError, REWRITE_TIMEOUT, quote_identifier, quote_text},
-    ids::TenantId,
+    ids::{TenantId, WalId},
     wal::{Holdings, Opening},
 };
 
@@ -43,25 +47,49 @@ struct Count {
     events: i64,
 }
 
+#[derive(clickhouse::Row, Deserialize)]
+struct Mark {
+    partition: u32,
+    #[serde(with = "clickhouse::serde::uuid")]
+    wal_id: Uuid,
+    seq: u64,
+    ordinal: u32,
+}
+
 struct Asked<'a> {
     client: &'a Client,
     database: String,
     /// The cut as a table: id of the log, first and last sequence that have left it.
     cut: String,
+    /// The offset of its partition up to which a row is asked for; without bound for rows that came through no topic.
+    end: String,
     /// The clock of all questions.
     now: String,
 }
 
-/// Counts what has left the log of `holdings`.
+/// Counts what has left the log of `holdings`. `unread` is what the topics hold that is not stored yet; nothing without
+/// brokers.
 pub(super) async fn count(
     client: &Client,
     holdings: &Holdings,
+    unread: Option<&[Unread]>,
     window: Duration,
 ) -> Result<BTreeMap<TenantId, Found>, QueryError> {
     let mut found: BTreeMap<TenantId, Found> = BTreeMap::new();
+    if unread.is_some() {
+        for tenant in holdings.accounts.keys() {
+            found.entry(*tenant).or_default().through_broker = true;
+        }
+    }
     let Some(cut) = cut(&holdings.openings, holdings.done) else { return Ok(found) };
+    let unread = unread.unwrap_or_default();
     let now = format!("toDateTime({}, 'UTC')", jiff::Timestamp::now().as_second());
-    let asked = Asked { client, database: quote_identifier(client.database()), cut, now };
+    let asked = Asked { client, database: quote_identifier(client.database()), cut, end: end(unread), now };
+    for topic in unread {
+        for (tenant, events) in asked.in_broker(topic, holdings).await? {
+            found.entry(tenant).or_default().in_broker += events;
+        }
+    }
     for Count { tenant_id, kind, events } in asked.counts().await? {
         let found = found.entry(TenantId(tenant_id)).or_default();
         let place = match &*kind {
@@ -103,34 +131,105 @@ fn cut(openings: &[Opening], done: u64) -> Option<String> {
     })
 }
 
+/// The end of the partition of a row, from its columns.
+fn end(unread: &[Unread]) -> String {
+    let all =
+        unread.iter().flat_map(|topic| topic.next.iter().map(|(partition, next)| (&topic.topic, partition, next)));
+    let (mut names, mut ends) = (Vec::new(), Vec::new());
+    for (topic, partition, next) in all {
+        names.push(quote_text(&format!("{topic}/{partition}")));
+        ends.push(format!("toUInt64({next})"));
+    }
+    let without = u64::MAX;
+    if names.is_empty() {
+        return without.to_string();
+    }
+    let name = "concat(toString(topic), '/', toString(partition))";
+    format!("transform({name}, [{}], [{}], toUInt64({without}))", names.join(", "), ends.join(", "))
+}
+
 impl Asked<'_> {
+    /// Events in the unread part of a topic that have left the log, by tenant: each once, however often a relay has sent it.
+    async fn in_broker(&self, unread: &Unread, holdings: &Holdings) -> Result<BTreeMap<TenantId, i64>, QueryError> {
+        let left_the_log = |row: &&UnreadRow| {
+            holdings.openings.iter().any(|opening| {
+                opening.wal_id == row.origin.wal_id
+                    && (opening.first..=opening.last.min(holdings.done)).contains(&row.origin.wal_seq)
+            })
+        };
+        let rows: Vec<&UnreadRow> = unread.rows.iter().filter(left_the_log).collect();
+        let mut events = BTreeMap::new();
+        let Some(first) = rows.iter().map(|row| row.origin.wal_seq).min() else { return Ok(events) };
+        let mut marks = self.marks(unread, first).await?;
+        for UnreadRow { partition, tenant, origin } in rows {
+            let place = (origin.wal_seq, origin.wal_ordinal);
+            let mark = marks.entry((*partition, origin.wal_id)).or_insert((0, 0));
+            if place > *mark || *mark == (0, 0) {
+                *mark = place;
+                *events.entry(*tenant).or_default() += 1;
+            }
+        }
+        Ok(events)
+    }
+
+    /// How far each partition of a topic was stored, by log: what a relay has sent again is at or below.
+    async fn marks(&self, unread: &Unread, first: u64) -> Result<BTreeMap<(u32, WalId), (u64, u32)>, QueryError> {
+        let Self { database, end, .. } = self;
+        let table = match unread.carries {
+            Carries::Events => "events",
+            Carries::Parked => "parked_events",
+        };
+        let wal_ids: BTreeSet<String> = unread.rows.iter().map(|row| format!("'{}'", row.origin.wal_id)).collect();
+        let wal_ids = wal_ids.into_iter().collect::<Vec<_>>().join(", ");
+        let question = format!(
+            "SELECT partition, wal_id, max((wal_seq, wal_ordinal)).1 AS seq, max((wal_seq, wal_ordinal)).2 AS ordinal \
+             FROM {database}.{table} WHERE topic = {} AND wal_id IN ({wal_ids}) AND wal_seq >= {first} AND offset < {end} \
+             GROUP BY partition, wal_id",
+            quote_text(&unread.topic)
+        );
+        let marks = self.client.fetch_within::<Mark>(&question, REWRITE_TIMEOUT).await?;
+        let marks = marks.into_iter().map(|mark| ((mark.partition, WalId(mark.wal_id)), (mark.seq, mark.ordinal)));
+        Ok(marks.collect())
+    }
+
     async fn counts(&self) -> Result<Vec<Count>, QueryError> {
-        let Self { database, cut, now, .. } = self;
+        let Self { database, cut, end, now, .. } = self;
         let mut questions = vec![
             format!(
                 "SELECT tenant_id, if(expires_at > {now}, 'inserted live', 'inserted over') AS kind, \
                  sum(if(source = 'released', -rows, rows)) AS events \
                  FROM {database}.ledger_inserted AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE topic != 'wal' OR last BETWEEN first AND till GROUP BY tenant_id, kind"
+                 WHERE if(topic = 'wal', last BETWEEN first AND till, last < {end}) GROUP BY tenant_id, kind"
+            ),
+            // Of a topic, an insert may hold rows of records that have not left the log.
+            format!(
+                "SELECT tenant_id, 'inserted live' AS kind, -toInt64(count()) AS events \
+                 FROM {database}.events AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
+                 WHERE wal_seq > till AND topic != 'wal' AND offset < {end} AND expires_at > {now} GROUP BY tenant_id"
+            ),
+            format!(
+                "SELECT tenant_id, 'inserted live' AS kind, -toInt64(count()) AS events \
+                 FROM (SELECT * FROM {database}.parked_events FINAL WHERE released = 0) AS t \
+                 INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
+                 WHERE wal_seq > till AND topic != 'wal' AND offset < {end} AND expires_at > {now} GROUP BY tenant_id"
             ),
             format!(
                 "SELECT tenant_id, 'stored' AS kind, toInt64(count()) AS events \
                  FROM {database}.events AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq BETWEEN first AND till AND expires_at > {now} GROUP BY tenant_id"
+                 WHERE wal_seq BETWEEN first AND till AND offset < {end} AND expires_at > {now} GROUP BY tenant_id"
             ),
             format!(
                 "SELECT tenant_id, 'parked' AS kind, toInt64(count()) AS events \
-                 FROM (SELECT tenant_id, wal_id, wal_seq FROM {database}.parked_events FINAL \
-                     WHERE released = 0 AND expires_at > {now}) AS t \
+                 FROM (SELECT * FROM {database}.parked_events FINAL WHERE released = 0 AND expires_at > {now}) AS t \
                  INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq BETWEEN first AND till GROUP BY tenant_id"
+                 WHERE wal_seq BETWEEN first AND till AND offset < {end} GROUP BY tenant_id"
             ),
             format!(
                 "SELECT tenant_id, \
                  if(stored = 0, concat('left ', reason), if(expires_at > {now}, 'erased live', 'erased over')) AS kind, \
                  toInt64(count()) AS events \
                  FROM (SELECT * FROM {database}.ledger_gone FINAL) AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq BETWEEN first AND till GROUP BY tenant_id, kind"
+                 WHERE wal_seq BETWEEN first AND till AND offset < {end} GROUP BY tenant_id, kind"
             ),
         ];
         questions.extend(self.dead_letters().await?);

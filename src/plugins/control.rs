@@ -297,7 +297,10 @@ impl Served {
     }
 
     async fn ledger(&self) -> Result<Value, String> {
-        let ledger = self.ledger.as_ref().ok_or("this node takes no events in (it has not the role \"api\"), so it has no ledger")?;
+        let ledger = self
+            .ledger
+            .as_ref()
+            .ok_or("this node takes no events in (it has not the role \"api\"), so it has no ledger")?;
         serde_json::to_value(ledger.ledger().await?).map_err(|error| error.to_string())
     }
 

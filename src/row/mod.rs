@@ -99,10 +99,7 @@ pub enum Table {
 ///
 /// # Errors
 /// [`BinaryError`] when the bytes do not begin with such a row.
-pub fn read_insert_row<'a>(
-    table: Table,
-    input: &mut &'a [u8],
-) -> Result<(Row<'a>, Origin, Position<'a>), BinaryError> {
+pub fn read_insert_row<'a>(table: Table, input: &mut &'a [u8]) -> Result<(Row<'a>, Origin, Position<'a>), BinaryError> {
     let row = match table {
         Table::Events => Row::Event(EventRow::read_binary(input)?),
         Table::Parked | Table::Released => Row::Parked(ParkedRow::read_binary(input)?),

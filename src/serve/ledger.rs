@@ -24,7 +24,12 @@ pub(super) fn of_node(common: &Common, wal: &Wal) -> Arc<dyn Source> {
         }
         None => Err("ClickHouse has not been reached yet".to_owned()),
     });
-    Arc::new(Ledger::new(wal.clone(), connect, common.config.dedup.window))
+    Arc::new(made(&common.config, wal, connect))
+}
+
+fn made(config: &Config, wal: &Wal, connect: Connect) -> Ledger {
+    let ledger = Ledger::new(wal.clone(), connect, config.dedup.window);
+    if config.redpanda.brokers.is_empty() { ledger } else { ledger.with_broker(settings::broker(config)) }
 }
 
 /// The ledger of the node with the data folder of `config`: the engine that runs there is asked, and if none does its log is
@@ -51,7 +56,7 @@ pub async fn ledger(config: &Config) -> Result<Report> {
     let (wal, _reader) = opened.context("opening the write-ahead log")?;
     let connection = maintenance::connect(config).await?;
     let client = connection.client().clone();
-    let ledger = Ledger::new(wal.clone(), Arc::new(move || Ok(client.clone())), config.dedup.window);
+    let ledger = made(config, &wal, Arc::new(move || Ok(client.clone())));
     let report = ledger.measure().await;
     drop(ledger);
     connection.stop().await;

@@ -41,7 +41,7 @@ const VALUE_HEAD: usize = 48;
 const ENTRY: usize = 16 + 4 * 8;
 const ACCOUNT: usize = 16 + 6 * 8;
 const OPENING: usize = 16 + 8 + 8;
-const FILE_HEAD: usize = 4 + 8 + 8 + 8 + 4 + 4;
+const FILE_HEAD: usize = 4 + 4 * 8 + 4 + 4;
 
 /// What the front counted of one request, in events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +112,8 @@ pub(super) struct Books {
     pub(super) since_ms: i64,
     /// Records that were lost before they were in the books: nobody knows whose.
     pub(super) lost: u64,
+    /// Records that were lost while they were in the books.
+    pub(super) missing: u64,
     /// Of requests of which nothing was committed, and not on disk yet.
     notes: HashMap<TenantId, Account>,
     /// How often they were changed, and how much of that is on disk.
@@ -217,6 +219,7 @@ impl Books {
         for (first, last) in gaps {
             let unknown = (*last + 1).saturating_sub((*first).max(known + 1));
             self.lost += unknown;
+            self.missing += *last + 1 - first - unknown;
             self.changes += 1;
         }
     }
@@ -235,12 +238,12 @@ impl Books {
         let notes = std::mem::take(&mut self.notes);
         self.add_all(notes);
         let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
-        let mut bytes =
-            Vec::with_capacity(FILE_HEAD + self.openings.len() * OPENING + self.accounts.len() * ACCOUNT);
+        let mut bytes = Vec::with_capacity(FILE_HEAD + self.openings.len() * OPENING + self.accounts.len() * ACCOUNT);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&self.through.to_le_bytes());
         bytes.extend_from_slice(&self.since_ms.to_le_bytes());
         bytes.extend_from_slice(&self.lost.to_le_bytes());
+        bytes.extend_from_slice(&self.missing.to_le_bytes());
         bytes.extend_from_slice(&count(self.openings.len()));
         bytes.extend_from_slice(&count(self.accounts.len()));
         for Opening { wal_id, first, last } in &self.openings {
@@ -271,6 +274,7 @@ impl Books {
             through: u64::from_le_bytes(take(&mut head)?),
             since_ms: i64::from_le_bytes(take(&mut head)?),
             lost: u64::from_le_bytes(take(&mut head)?),
+            missing: u64::from_le_bytes(take(&mut head)?),
             ..Self::default()
         };
         let openings = usize::try_from(u32::from_le_bytes(take(&mut head)?)).ok()?;
@@ -374,10 +378,10 @@ mod tests {
         let account = Account { received: 10, appended: 10, damaged: 1, ..Account::default() };
         books.accounts.insert(tenant(2), account);
         books.openings.push(Opening { wal_id: WalId(Uuid::from_u128(8)), first: 8, last: 9 });
-        books.lost = 3;
+        (books.lost, books.missing) = (3, 2);
         let (bytes, _) = books.encode();
         let read = Books::decode(&bytes).unwrap();
-        assert_eq!((read.through, read.since_ms, read.lost), (7, 99, 3));
+        assert_eq!((read.through, read.since_ms, read.lost, read.missing), (7, 99, 3, 2));
         assert_eq!(read.openings, books.openings);
         let noted = Account { received: 5, rejected: 3, dropped: 2, ..Account::default() };
         assert_eq!(read.accounts, [(tenant(1), noted), (tenant(2), account)].into());

@@ -162,7 +162,10 @@ impl Writer {
             Err(error) => {
                 self.shared.metrics.error("wal");
                 let error = chain(&error);
-                tracing::error!(error, "the books of the write-ahead log are not saved; the records behind them are kept");
+                tracing::error!(
+                    error,
+                    "the books of the write-ahead log are not saved; the records behind them are kept"
+                );
                 false
             }
         }

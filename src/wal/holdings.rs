@@ -34,6 +34,8 @@ pub struct Holdings {
     pub events: BTreeMap<TenantId, u64>,
     /// Records that were lost before they were in the accounts.
     pub lost: u64,
+    /// Records that were lost while they were in the accounts.
+    pub missing: u64,
     /// When the books were begun, milliseconds since 1970.
     pub since_ms: i64,
 }
@@ -64,6 +66,7 @@ pub(super) fn count(shared: &Shared) -> Result<Holdings, StoreError> {
             cut: books.through,
             done,
             lost: books.lost,
+            missing: books.missing,
             since_ms: books.since_ms,
             ..Holdings::default()
         }

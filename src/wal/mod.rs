@@ -82,14 +82,6 @@ use std::{
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    disk::{Device, System},
-    generation::Engine,
-    housekeeper::Housekeeper,
-    recover::{Recovered, recover},
-    shared::Shared,
-    writer::{Command, Writer},
-};
 pub use self::{
     books::{Account, Intake, Opening},
     error::{AppendError, CloseError, OpenError, ReadError, StateError, StoreError},
@@ -98,6 +90,14 @@ pub use self::{
     reader::Reader,
     record::{DamagedRecord, Record, rows},
     window::{Answer, AnswerKey, Answered},
+};
+use self::{
+    disk::{Device, System},
+    generation::Engine,
+    housekeeper::Housekeeper,
+    recover::{Recovered, recover},
+    shared::Shared,
+    writer::{Command, Writer},
 };
 use crate::{
     health::Component,

@@ -261,7 +261,9 @@ fn save_tally(dir: &Path, tally: &mut Tally, seen: u64) -> bool {
 fn books_of(dir: &Path, done: u64) -> Result<Books, OpenError> {
     let now_ms = jiff::Timestamp::now().as_millisecond();
     let damaged = || {
-        tracing::error!("the books of the write-ahead log are damaged: the ledger begins anew with the records that wait");
+        tracing::error!(
+            "the books of the write-ahead log are damaged: the ledger begins anew with the records that wait"
+        );
         Books::anew(done, now_ms)
     };
     match state::load(dir, books::NAME) {

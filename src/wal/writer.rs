@@ -200,7 +200,12 @@ impl Writer {
         self.write_with(batch, admitted, &noted).inspect_err(|_| self.shared.books.lock().failed(noted))
     }
 
-    fn write_with(&mut self, batch: &[Waiting], admitted: &[Admitted], noted: &HashMap<TenantId, Account>) -> Result<Vec<Appended>, Fault> {
+    fn write_with(
+        &mut self,
+        batch: &[Waiting],
+        admitted: &[Admitted],
+        noted: &HashMap<TenantId, Account>,
+    ) -> Result<Vec<Appended>, Fault> {
         let began = Instant::now();
         self.reserve(batch)?;
         let mut frames = Frames::new(self.shared.wal_id, self.next, self.marks.cumulative);

@@ -40,6 +40,16 @@ fn balanced(setup: &Setup) -> Value {
     report
 }
 
+/// The same once nothing is on its way.
+fn settled(setup: &Setup) -> Value {
+    let mut report = Value::Null;
+    eventually("everything has arrived", || {
+        report = balanced(setup);
+        report["total"]["in_wal"] == 0 && report["total"]["in_broker"] == 0
+    });
+    report
+}
+
 /// Whose events are missing, where, and how many, in a ledger that does not balance.
 fn missing(setup: &Setup) -> Vec<(String, String, i64)> {
     let (report, success) = ledger(setup);
@@ -110,7 +120,7 @@ fn it_balances_under_load_and_across_kill_9_and_a_clean_restart() {
     let setup = Setup::new(home.path());
     write_tenants(&setup);
     let mut engine = setup.start();
-    engine.clickhouse().wait_for("SELECT count() > 0 FROM overwatch.schema_migrations WHERE version = 13", "1");
+    eventually("events are stored", || engine.component("sink")["state"] == "up");
     let load = Load::start(&engine);
     for _ in 0..5 {
         load.wait_for_requests(10);
@@ -125,12 +135,12 @@ fn it_balances_under_load_and_across_kill_9_and_a_clean_restart() {
     sent.resend(&engine);
     let load = Load::start(&engine);
     load.wait_for_requests(20);
-    engine.clickhouse().wait_for("SELECT count() > 0 FROM overwatch.schema_migrations WHERE version = 13", "1");
+    eventually("events are stored", || engine.component("sink")["state"] == "up");
     balanced(&setup);
     let mut all = load.stop();
     all.acknowledged.extend(sent.acknowledged);
     all.is_stored_once(&engine.clickhouse());
-    let report = balanced(&setup);
+    let report = settled(&setup);
     assert_eq!(report["total"]["stored"], all.acknowledged.len());
 
     assert_eq!(get(&engine, "read").status, 403);
@@ -213,7 +223,7 @@ fn every_term_is_counted_where_it_happens() {
     clickhouse.wait_for("SELECT count() FROM overwatch.events", "7");
     clickhouse.wait_for("SELECT count() FROM overwatch.parked WHERE raw LIKE '%do%'", "3");
     let received = 10 + 6 + 2 + 1 + 1 + 1 + 3;
-    let before = balanced(&setup);
+    let before = settled(&setup);
     let number = |term: &str| before["total"][term].as_u64().unwrap();
     assert_eq!(["received", "rejected", "dropped", "duplicate"].map(number), [received, 3, 3, 2], "{before:#}");
     // On a slow machine some of them may be over by now.
@@ -232,7 +242,7 @@ fn every_term_is_counted_where_it_happens() {
     let after = json!({
         "received": received, "rejected": 3, "dropped": 4, "duplicate": 2, "stored": 4, "erased": 1, "expired": 10,
     });
-    assert_eq!(terms(&balanced(&setup), TENANT), after);
+    assert_eq!(terms(&settled(&setup), TENANT), after);
 
     engine.kill();
     assert_eq!(terms(&balanced(&setup), TENANT), after, "also after kill -9");
@@ -248,7 +258,7 @@ fn a_row_that_is_gone_is_missed() {
     load.wait_for_requests(10);
     let sent = load.stop();
     sent.is_stored_once(&clickhouse);
-    balanced(&setup);
+    settled(&setup);
     let one = sent.acknowledged.iter().next().unwrap();
     clickhouse
         .query(&format!("ALTER TABLE overwatch.events DELETE WHERE event_id = '{one}' SETTINGS mutations_sync = 2"));

@@ -140,9 +140,8 @@ impl Store {
 
     /// Tells the ledger of events that a plugin did not want.
     pub(super) async fn say_dropped(&self, page: &Page, places: &[usize]) -> Result<(), ReprocessError> {
-        let gone = |(row, origin, position): Parked<'_>| {
-            Gone::new(&Row::Parked(row), &origin, &position, Reason::Dropped)
-        };
+        let gone =
+            |(row, origin, position): Parked<'_>| Gone::new(&Row::Parked(row), &origin, &position, Reason::Dropped);
         let gone: Vec<Gone> = places.iter().filter_map(|place| page.row(*place).map(gone)).collect();
         ledger::record(&self.client, &gone).await.map_err(failed("noting what a plugin dropped"))
     }

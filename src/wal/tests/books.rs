@@ -1,7 +1,10 @@
 //! The books through crashes: what stands beside records, what waits for them, and what damage does.
 
 use super::{model::image, *};
-use crate::wal::record::MAGIC;
+use crate::wal::{
+    books::{Books, NAME},
+    record::MAGIC,
+};
 
 const ONE: TenantId = TenantId(Uuid::from_u128(7));
 const TWO: TenantId = TenantId(Uuid::from_u128(8));
@@ -32,8 +35,7 @@ async fn everything_is_in_the_books_once_also_after_a_crash_and_a_clean_end() {
     let rig = open(settings(dir.path()));
     rig.wal.append_of(with_ids(&[1, 2, 3]), intake(6, 2, 1)).await.unwrap();
     assert_eq!(rig.wal.append_of(with_ids(&[3, 4]), intake(2, 0, 0)).await.unwrap().duplicates, 1);
-    let expected =
-        Account { received: 8, rejected: 2, dropped: 1, duplicates: 1, appended: 4, ..Account::default() };
+    let expected = Account { received: 8, rejected: 2, dropped: 1, duplicates: 1, appended: 4, ..Account::default() };
     let books = |wal: &Wal| wal.holdings().unwrap().accounts;
     assert_eq!(books(&rig.wal), [(ONE, expected)].into());
     let killed = image(dir.path());
@@ -66,8 +68,11 @@ async fn what_no_commit_carries_is_saved_within_a_second_and_at_the_end() {
     rig.wal.append(with_ids(&[1])).await.unwrap();
     let two = Account { received: 3, rejected: 2, dropped: 1, ..Account::default() };
     let one = Account { received: 2, duplicates: 1, appended: 1, ..Account::default() };
-    eventually("the notes are on disk", || rig.wal.holdings().unwrap().accounts == [(ONE, one), (TWO, two)].into())
-        .await;
+    let saved = || rig.wal.load_state(NAME).unwrap().and_then(|bytes| Books::decode(&bytes));
+    eventually("the notes are on disk", || {
+        saved().is_some_and(|books| books.accounts == [(ONE, one), (TWO, two)].into())
+    })
+    .await;
     let killed = image(dir.path());
     rig.wal.note(TWO, intake(1, 1, 0));
     rig.wal.close().await.unwrap();

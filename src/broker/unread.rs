@@ -40,7 +40,8 @@ pub(crate) struct UnreadRow {
 pub(crate) struct Unread {
     pub(crate) topic: String,
     pub(crate) carries: Carries,
-    /// By partition, the offset that the sink reads next; 0 when it has committed nothing.
+    /// By partition, the offset that the sink reads next. One of which nothing was committed is not in it: there, what is
+    /// stored is told from what is not by the rows alone.
     pub(crate) next: BTreeMap<u32, u64>,
     /// The rows from there on, in the order of their partition.
     pub(crate) rows: Vec<UnreadRow>,
@@ -81,12 +82,13 @@ pub(crate) fn unread(settings: &Settings) -> Result<Option<Unread>, KafkaError> 
         Unread { topic: topic.to_owned(), carries: settings.carries, next: BTreeMap::new(), rows: Vec::new() };
     let mut from = TopicPartitionList::new();
     for element in committed.elements_for_topic(topic) {
-        let next = match element.offset() {
-            Offset::Offset(next) => u64::try_from(next).unwrap_or(0),
-            _ => 0,
+        let start = match element.offset() {
+            Offset::Offset(next) => {
+                unread.next.insert(element.partition().unsigned_abs(), u64::try_from(next).unwrap_or(0));
+                Offset::Offset(next)
+            }
+            _ => Offset::Beginning,
         };
-        unread.next.insert(element.partition().unsigned_abs(), next);
-        let start = if next == 0 { Offset::Beginning } else { Offset::Offset(next.cast_signed()) };
         from.add_partition_offset(topic, element.partition(), start)?;
     }
     consumer.assign(&from)?;

@@ -33,6 +33,7 @@
 
 mod balance;
 mod gone;
+mod moved;
 mod show;
 mod store;
 
@@ -42,6 +43,7 @@ use thiserror::Error;
 
 pub use balance::{Cut, Report, Stage, StageName, TenantReport, Terms, UNKNOWN};
 pub(crate) use gone::{Gone, Reason, erased, record};
+pub(crate) use moved::moved;
 pub use show::table;
 
 use crate::{

@@ -122,9 +122,10 @@ pub(super) struct Books {
 }
 
 impl Books {
-    /// Books that begin behind `through`.
+    /// Books that begin behind `through`. To be saved before the first record: without a file they would begin once more
+    /// after a crash.
     pub(super) fn anew(through: u64, now_ms: i64) -> Self {
-        Self { through, since_ms: now_ms, ..Self::default() }
+        Self { through, since_ms: now_ms, changes: 1, ..Self::default() }
     }
 
     /// Whether the file says all of this but notes.

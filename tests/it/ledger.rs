@@ -15,10 +15,11 @@ use uuid::Uuid;
 use crate::{
     clickhouse_facade::clickhouse_child::ClickHouse as Server,
     support::{
-        engine::{Answer, ClickHouse, Engine, KEY, Setup, TENANT, eventually, sha256},
+        engine::{Answer, ClickHouse, Engine, KEY, Setup, TENANT, eventually, sha256, tenant_section},
         fault_proxy::{Fault, FaultProxy},
         load::Load,
         plugins::{copy_in, pilot},
+        tansu::Tansu,
     },
 };
 
@@ -129,7 +130,8 @@ fn it_balances_under_load_and_across_kill_9_and_a_clean_restart() {
     engine.kill();
     let mut sent = load.stop();
     let stopped = balanced(&setup);
-    assert!(stopped["total"]["received"].as_u64().unwrap() >= sent.acknowledged.len() as u64);
+    let received = stopped["total"]["received"].as_u64().unwrap();
+    assert!(received >= sent.acknowledged.len() as u64, "{} acknowledged: {stopped:#}", sent.acknowledged.len());
 
     engine = setup.start();
     sent.resend(&engine);
@@ -314,4 +316,84 @@ fn a_record_of_the_log_that_is_gone_is_missed() {
     clickhouse.wait_for("SELECT count() FROM overwatch.events", "16");
     eventually("what is left has arrived", || ledger(&setup).0["total"]["in_wal"] == 0);
     assert_eq!(missing(&setup), is_missing("wal", 7));
+}
+
+#[test]
+fn with_a_broker_it_balances_while_the_sink_is_behind_and_misses_a_message_that_is_gone() {
+    let (home, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut broker = Tansu::start();
+    let server = Server::start(&home.path().join("clickhouse"));
+    let proxy = FaultProxy::start(server.port);
+    let setup =
+        |folder: &Path| Setup::new(folder).broker(&broker.brokers()).env("INGESTION_CLICKHOUSE_URL", proxy.url());
+    let (setup, sinks) = (setup(home.path()), setup(other.path()).env("INGESTION_ROLES", "sink"));
+    let mut engine = setup.start();
+    eventually("all is up", || engine.get("/health").json()["status"] == "up");
+    let clickhouse = ClickHouse::at(&proxy.url());
+    let load = Load::start(&engine);
+    for _ in 0..3 {
+        load.wait_for_requests(10);
+        balanced(&setup);
+    }
+    let sent = load.stop();
+    sent.is_stored_once(&clickhouse);
+    let report = settled(&setup);
+    assert_eq!(report["total"]["stored"], sent.acknowledged.len());
+    let began = report["since"].clone();
+
+    // Relayed, and not stored: by an engine that is killed and sends some of it again, and a sink of another node.
+    proxy.set(Fault::Answer(500, None, "away"));
+    let load = Load::start(&engine);
+    load.wait_for_requests(20);
+    engine.kill();
+    let mut more = load.stop();
+    engine = setup.env("INGESTION_ROLES", "api").start();
+    more.resend(&engine);
+    let setup = Setup::new(home.path())
+        .broker(&broker.brokers())
+        .env("INGESTION_CLICKHOUSE_URL", proxy.url())
+        .env("INGESTION_ROLES", "api");
+    let mut waiting = Value::Null;
+    eventually("everything is in the topic", || {
+        waiting = balanced(&setup);
+        waiting["total"]["in_wal"] == 0
+    });
+    assert!(waiting["total"]["in_broker"].as_u64().unwrap() > 0, "{waiting:#}");
+    proxy.set(Fault::None);
+    let mut sink = sinks.start();
+    let report = settled(&setup);
+    assert_eq!(report["total"]["stored"], sent.acknowledged.len() + more.acknowledged.len());
+    assert_eq!(report["since"], began, "the books went on");
+    assert!(sink.terminate().success());
+
+    send(&engine, 9);
+    eventually("it is in the topic", || balanced(&setup)["total"]["in_broker"] == 9);
+    // All that it has not given away yet is gone with its memory.
+    broker.kill_and_restart();
+    eventually("the topic is there again", || missing(&setup) == is_missing("broker", 9));
+}
+
+#[test]
+fn rows_that_get_another_retention_are_the_same_rows() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let write = |retention: &str| {
+        let section = tenant_section(TENANT, &[KEY], &format!("retention = \"{retention}\""));
+        fs::write(setup.tenants_file(), section).unwrap();
+    };
+    write("1d");
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    send(&engine, 40);
+    clickhouse.wait_for("SELECT count() FROM overwatch.events", "40");
+    settled(&setup);
+    for retention in ["90d", "keep", "30d"] {
+        write(retention);
+        let (status, text) = setup.run(&format!("retention apply {TENANT}"));
+        assert!(status.success() && text.contains("40 rows rewritten"), "{text}");
+        assert_eq!(terms(&balanced(&setup), TENANT), json!({"received": 40, "stored": 40}), "{retention}");
+    }
+    let inserted = "SELECT expires_at, sum(rows) FROM overwatch.ledger_inserted GROUP BY 1 HAVING sum(rows) != 0";
+    let stored = "SELECT expires_at, count() FROM overwatch.events GROUP BY 1";
+    assert_eq!(clickhouse.query(inserted), clickhouse.query(stored));
 }

@@ -190,5 +190,5 @@ async fn every_statement_is_valid_for_a_cluster_too() {
             creations += 1;
         }
     }
-    assert_eq!(creations, 19);
+    assert_eq!(creations, 23);
 }

@@ -89,6 +89,8 @@ pub struct Ledger {
     topics: Vec<broker::Settings>,
     /// How far back a repeat is recognised.
     window: Duration,
+    /// It reads much: one at a time, however many ask.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The outcome of [`Source::ledger`].
@@ -109,7 +111,7 @@ impl Source for Ledger {
 impl Ledger {
     /// A ledger of `wal` and of the ClickHouse that `connect` gives.
     pub fn new(wal: Wal, connect: Connect, window: Duration) -> Self {
-        Self { wal, connect, topics: Vec::new(), window }
+        Self { wal, connect, topics: Vec::new(), window, turn: Arc::default() }
     }
 
     /// What leaves the log goes through a broker.
@@ -123,6 +125,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`] when a term cannot be counted: then nothing is said.
     pub async fn measure(&self) -> Result<Report, LedgerError> {
+        let _my_turn = self.turn.lock().await;
         let mut tries = 1;
         loop {
             let report = self.once().await?;

@@ -262,10 +262,13 @@ impl Asked<'_> {
     /// the first copy may have been received outside of the dedup window.
     async fn may_be_merged(&self, tenant: TenantId, window: Duration) -> Result<i64, QueryError> {
         let Self { database, now, .. } = self;
+        let late = match window.as_millis() {
+            // Nothing is recognised: any row can be a repeat.
+            0 => String::new(),
+            window => format!(" AND timestamp < received_at - INTERVAL {window} MILLISECOND"),
+        };
         let question = format!(
-            "SELECT toInt64(count()) FROM {database}.events WHERE tenant_id = '{tenant}' AND expires_at > {now} \
-             AND timestamp < received_at - INTERVAL {} MILLISECOND",
-            window.as_millis()
+            "SELECT toInt64(count()) FROM {database}.events WHERE tenant_id = '{tenant}' AND expires_at > {now}{late}"
         );
         let counts = self.client.fetch_within::<i64>(&question, REWRITE_TIMEOUT).await?;
         Ok(counts.first().copied().unwrap_or(0))

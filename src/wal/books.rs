@@ -116,6 +116,8 @@ pub(super) struct Books {
     pub(super) missing: u64,
     /// Of requests of which nothing was committed, and not on disk yet.
     notes: HashMap<TenantId, Account>,
+    /// Something is in them that no record says and no commit carries.
+    urgent: bool,
     /// How often they were changed, and how much of that is on disk.
     changes: u64,
     saved: u64,
@@ -133,9 +135,9 @@ impl Books {
         self.changes == self.saved
     }
 
-    /// Whether notes wait for their way to the disk.
+    /// Whether something waits for its way to the disk that no commit may carry.
     pub(super) fn has_notes(&self) -> bool {
-        !self.notes.is_empty()
+        self.urgent || !self.notes.is_empty()
     }
 
     /// Notes a request of which nothing is to be committed.
@@ -221,6 +223,7 @@ impl Books {
             let unknown = (*last + 1).saturating_sub((*first).max(known + 1));
             self.lost += unknown;
             self.missing += *last + 1 - first - unknown;
+            self.urgent = true;
             self.changes += 1;
         }
     }
@@ -230,6 +233,7 @@ impl Books {
         let known = self.openings.iter().any(|o| o.wal_id == wal_id && (o.first..=o.last).contains(&seq));
         if let Some(account) = self.accounts.get_mut(&tenant).filter(|_| known) {
             account.damaged += events;
+            self.urgent = true;
             self.changes += 1;
         }
     }
@@ -265,6 +269,7 @@ impl Books {
     /// What [`Books::encode`] gave is on disk.
     pub(super) fn saved(&mut self, changes: u64) {
         self.saved = self.saved.max(changes);
+        self.urgent &= self.changes != self.saved;
     }
 
     /// What a file says; nothing when it says nothing that this engine knows.

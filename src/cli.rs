@@ -56,6 +56,8 @@ Examples:
       a new tenant and its key (more: tenants --help, keys --help)
   ingestion-engine --config engine.toml dead-letters list
       what ClickHouse or a plugin has refused, and why (more: dead-letters --help)
+  ingestion-engine --config engine.toml ledger
+      where every received event is, and whether one is missing
   ingestion-engine --config engine.toml retention apply acme
       after its tier was changed: stored events are kept as long as new ones
   ingestion-engine --config engine.toml trace 01990b2c-5f5e-7a3c-8d1f-0c9a4a3e2b10
@@ -108,6 +110,19 @@ pub enum Command {
     Erase(EraseArgs),
     /// Tell where an event is now, and when it passed each stage
     Trace(TraceArgs),
+    /// Show where every event is that this node has received, and whether one is missing
+    ///
+    /// Asks the engine that runs with the data folder, or opens its log while none does. Exit code 1 when it does not balance:
+    /// the last lines then say whose events are missing, how many, and where.
+    Ledger(LedgerArgs),
+}
+
+/// Arguments of the `ledger` subcommand.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct LedgerArgs {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of the `erase` subcommand.

@@ -1,4 +1,4 @@
-//! How commands such as `ingestion-engine plugins ...` talk to the engine that runs: a Unix socket in the data folder.
+//! How commands such as `ingestion-engine plugins ...` and `ledger` talk to the engine that runs: a Unix socket in the data folder.
 //!
 //! ```text
 //! {"command":"list"}                                      -> {"ok":[..]}
@@ -7,6 +7,7 @@
 //! {"command":"reprocess","name":"redact"}                 -> {"progress":{..}} .. {"ok":{..}} | {"error":".."}
 //! {"command":"replay","filter":{..}}                      -> {"ok":{..}} | {"error":".."}
 //! {"command":"trace","event":"..",..}                     -> {"ok":{..}} | {"ok":null} | {"error":".."}
+//! {"command":"ledger"}                                    -> {"ok":{..}} | {"error":".."}
 //! ```
 //!
 //! - An engine that is at work says so every few seconds (`{"progress":null}`), so that nobody waits for one that is not.
@@ -41,6 +42,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     dead_letters::replay::{self, Filter},
     error_chain::chain,
+    ledger,
     plugins::{
         Plugins,
         reprocess::{Progress, Reprocess, Rerun, Summary},
@@ -54,8 +56,8 @@ const SOCKET: &str = "control.sock";
 const MOST_PATH_BYTES: usize = 107;
 /// Most bytes of a request: a name and a reason of a few sentences, or the ids of a thousand tenants.
 const MOST_REQUEST_BYTES: u64 = 64 << 10;
-/// Most bytes of an answer: a list of some hundred plugins.
-const MOST_ANSWER_BYTES: u64 = 16 << 20;
+/// Most bytes of an answer: the ledger of some hundred thousand tenants.
+const MOST_ANSWER_BYTES: u64 = 256 << 20;
 /// Connections that wait to be taken: people and scripts, not load.
 const BACKLOG: u32 = 16;
 /// How long a client may take to say what it wants.
@@ -95,6 +97,8 @@ pub enum Request {
     },
     /// [`Wal::find`]; the answer is null on a node without a log.
     Trace(Sought),
+    /// [`ledger::Source::ledger`].
+    Ledger,
 }
 
 /// A line of an answer.
@@ -196,6 +200,8 @@ pub struct Served {
     pub replayer: Option<Arc<dyn Replayer>>,
     /// The node's log, if it has one.
     pub wal: Option<Wal>,
+    /// What measures the ledger of that log.
+    pub ledger: Option<Arc<dyn ledger::Source>>,
 }
 
 impl Control {
@@ -324,8 +330,17 @@ impl Served {
                 },
                 None => Ok(Value::Null),
             },
+            Request::Ledger => self.ledger().await,
         };
         done.map_or_else(Line::Error, Line::Ok)
+    }
+
+    async fn ledger(&self) -> Result<Value, String> {
+        let ledger = self
+            .ledger
+            .as_ref()
+            .ok_or("this node takes no events in (it has not the role \"api\"), so it has no ledger")?;
+        serde_json::to_value(ledger.ledger().await?).map_err(|error| error.to_string())
     }
 
     async fn reprocess(&self, name: &str, progress: mpsc::UnboundedSender<Progress>) -> Result<Value, String> {

@@ -22,8 +22,9 @@
 //!
 //! On a node without brokers the sink reads the log itself; the sink sees ranges in both cases
 //! ([`sink::source::Source`]). [`serve`] puts a node together, starts it and stops it in order. What cannot be delivered
-//! is kept with its reason ([`dead_letters`]); what happens is counted ([`metrics`]) and told ([`health`]). Commands change
-//! what is stored: [`retention`], and [`erasure`], which also keeps what was erased from coming back; and [`trace`] tells where an event is.
+//! is kept with its reason ([`dead_letters`]); what happens is counted ([`metrics`]) and told ([`health`]), and that nothing is
+//! missing is shown ([`ledger`]). Commands change what is stored: [`retention`], and [`erasure`], which also keeps what was
+//! erased from coming back; and [`trace`] tells where an event is.
 //!
 //! Every stage knows the event and the handle of the next stage, never the one after. `event` knows nobody.
 
@@ -47,6 +48,7 @@ pub mod error_chain;
 pub mod folder_lock;
 pub mod health;
 pub mod ids;
+pub mod ledger;
 pub mod logging;
 pub mod metrics;
 pub mod month;

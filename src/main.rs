@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use ingestion_engine::{
-    cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE, EraseArgs},
+    cli::{self, Cli, Command, EXIT_FAILURE, EXIT_USAGE, EraseArgs, LedgerArgs},
     clickhouse::{self, embedded::ChildArgs},
     config::{Config, LogFormat},
     dead_letters::commands::DeadLettersArgs,
     erasure::commands as erasure,
     ids::EventId,
-    logging,
+    ledger, logging,
     plugins::{
         commands::{self, PluginsArgs},
         instance::{Limits, output_bytes},
@@ -60,6 +60,7 @@ fn main() -> ExitCode {
             return told(runtime().and_then(|runtime| runtime.block_on(retention::run(arguments.action, &config))));
         }
         Command::Trace(arguments) => return trace(&config, &arguments),
+        Command::Ledger(LedgerArgs { json }) => return told(ledger(&config, json)),
         Command::Serve => run(config, Purpose::Serve),
         Command::Drain => run(config, Purpose::Drain),
         Command::Migrate => runtime().and_then(|runtime| runtime.block_on(serve::migrate(config))),
@@ -181,6 +182,20 @@ fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool
 fn dead_letters(arguments: DeadLettersArgs, config: &Config) -> Result<()> {
     let find = |tenant: &str| Ok(tenants::tenant_id(&config.tenants.tenants, tenant)?);
     runtime()?.block_on(serve::dead_letters(config, arguments.action, find))
+}
+
+/// The `ledger` subcommand.
+fn ledger(config: &Config, json: bool) -> Result<()> {
+    let report = runtime()?.block_on(serve::ledger(config))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", ledger::table(&report));
+    }
+    if !report.balanced {
+        bail!("the ledger does not balance");
+    }
+    Ok(())
 }
 
 /// The `trace` subcommand: 0 when the event was found somewhere.

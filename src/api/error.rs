@@ -63,6 +63,8 @@ pub enum ApiError {
     IdempotencyKeyReused,
     /// A plugin that must see the events cannot be called, and asks for them to be sent again.
     Plugin(Unavailable),
+    /// A part of the ledger cannot be counted now.
+    Ledger { reason: String },
     /// No such route.
     NotFound,
     /// The route exists, the method does not.
@@ -188,6 +190,7 @@ impl ApiError {
             Self::IdempotencyKey => (StatusCode::BAD_REQUEST, "idempotency_key_invalid", None),
             Self::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", None),
             Self::Plugin(_) => (StatusCode::SERVICE_UNAVAILABLE, "plugin_unavailable", Some(RETRY_LATER)),
+            Self::Ledger { .. } => (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable", Some(RETRY_LATER)),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", None),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", None),
@@ -261,6 +264,7 @@ impl ApiError {
                  minutes: every request needs a key of its own; nothing of this one was stored"
                 .to_owned(),
             Self::Plugin(error) => format!("{error}; nothing was stored"),
+            Self::Ledger { reason } => format!("there is no ledger now: {reason}"),
             Self::NotFound => "no such resource; events go to POST /ingest".to_owned(),
             Self::MethodNotAllowed => "this resource does not take that method; see the Allow header".to_owned(),
             Self::Internal => "an error in the engine; nothing was acknowledged".to_owned(),

@@ -31,7 +31,7 @@ use crate::{
     metrics::ReasonLabels,
     month::Month,
     tenants::{Caller, MonthIsOver, Tenant, key::Scope},
-    wal::{Append, AppendError, Durability},
+    wal::{Append, AppendError, Durability, Intake},
 };
 
 #[derive(Serialize)]
@@ -174,7 +174,13 @@ async fn take(
 
     inner.count_rejected(&sorted.rejected);
     let accepted = sorted.stored + sorted.parked + sorted.dropped;
+    let intake = Intake {
+        received: sorted.received as u64,
+        rejected: sorted.rejected.len() as u64,
+        dropped: sorted.dropped as u64,
+    };
     if accepted == 0 {
+        inner.wal.note(tenant.id, intake);
         return Err(ApiError::AllRejected { errors: sorted.rejected });
     }
     let mut answer = Answer {
@@ -205,7 +211,7 @@ async fn take(
         let append =
             Append { tenant: tenant.id, received_at_ms, chunks: sorted.chunks, counted, answer: kept, again: false };
         // When the time is over before the log has answered, the events stay reserved: they may be in it.
-        match (inner.wal.append(append).await, &once) {
+        match (inner.wal.append_of(append, intake).await, &once) {
             (Ok(appended), _) => {
                 release(appended.duplicates);
                 answer.duplicates = usize::try_from(appended.duplicates).unwrap_or(usize::MAX);
@@ -219,6 +225,8 @@ async fn take(
                 };
             }
         }
+    } else {
+        inner.wal.note(tenant.id, intake);
     }
     drop(held);
 

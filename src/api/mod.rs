@@ -23,13 +23,17 @@ mod error;
 mod health;
 mod idempotency;
 mod ingest;
+mod ledger;
 mod rate_limits;
 mod replay;
 mod server;
 mod sort;
 mod usage;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -50,6 +54,7 @@ pub use server::{Server, ServerSettings};
 
 use self::budget::Budget;
 use crate::{
+    ledger::Source,
     metrics::{Metrics, OutcomeLabels, RequestLabels},
     plugins::Plugins,
     tenants::{Failures, Tenants},
@@ -100,6 +105,7 @@ struct Inner {
     codec: Codec,
     plugins: Option<Plugins>,
     budget: Budget,
+    ledger: OnceLock<Arc<dyn Source>>,
     metrics: Arc<Metrics>,
     // Resolved once: the accepted counter is touched by every request.
     accepted: prometheus_client::metrics::counter::Counter,
@@ -115,9 +121,19 @@ impl Api {
         plugins: Option<Plugins>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let ledger = OnceLock::new();
         let budget = Budget::new(&limits, Arc::clone(&metrics));
         let accepted = metrics.events.get_or_create_owned(&OutcomeLabels { outcome: "accepted", code: "" });
-        Self { inner: Arc::new(Inner { limits, doors, wal, codec, plugins, budget, metrics, accepted }) }
+        Self { inner: Arc::new(Inner { limits, doors, wal, codec, plugins, budget, ledger, metrics, accepted }) }
+    }
+
+    /// Shows the ledger that `source` measures; without one there is none to be seen.
+    #[must_use]
+    pub fn with_ledger(self, source: Option<Arc<dyn Source>>) -> Self {
+        if let Some(source) = source {
+            self.inner.ledger.get_or_init(|| source);
+        }
+        self
     }
 
     /// The public routes.
@@ -126,6 +142,7 @@ impl Api {
         Router::new()
             .route("/ingest", post(ingest::ingest))
             .route("/usage", get(usage::usage))
+            .route("/ledger", get(ledger::ledger))
             .with_state(self)
             .merge(health_router(probe))
             .fallback(|| async { ApiError::NotFound })
@@ -175,6 +192,7 @@ async fn count_request(State(metrics): State<Arc<Metrics>>, request: Request, ne
     let route = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
         Some("/ingest") => "/ingest",
         Some("/usage") => "/usage",
+        Some("/ledger") => "/ledger",
         Some("/health") => "/health",
         Some("/health/ready") => "/health/ready",
         Some("/health/live") => "/health/live",

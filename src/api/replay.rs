@@ -16,7 +16,7 @@ use crate::{
     dead_letters::replay::{Front, Replayed, Taken},
     ids::TenantId,
     tenants::Tenant,
-    wal::{Answer, Append, AppendError},
+    wal::{Answer, Append, AppendError, Intake},
 };
 
 impl Front for Api {
@@ -59,7 +59,8 @@ impl Api {
         let chunks = sorted.chunks;
         let append =
             Append { tenant: tenant_id, received_at_ms, chunks, counted: false, answer: Some(answer), again: true };
-        match inner.wal.append(append).await {
+        let dropped = sorted.dropped as u64;
+        match inner.wal.append_of(append, Intake { received: 1, rejected: 0, dropped }).await {
             Ok(_) => {}
             // By a run that was cut off, or at the same time.
             Err(AppendError::Answered(_)) => return Ok(Taken::Accepted),

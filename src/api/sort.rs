@@ -48,6 +48,8 @@ pub(super) struct Request {
 
 /// What is left of a request once its events are sorted.
 pub(super) struct Sorted {
+    /// All events of the request.
+    pub received: usize,
     /// Rows for the log, those of parked events among them.
     pub chunks: Vec<Chunk>,
     /// Events that will be rows of `events`.
@@ -141,7 +143,9 @@ impl Inner {
             (acceptance.oldest_ms, acceptance.latest_ms) = (i64::MIN, i64::MAX);
         }
 
-        let mut sorted = Sorted { chunks: Vec::new(), stored: 0, parked: 0, dropped: 0, rejected: Vec::new() };
+        let received = batch.events.len();
+        let mut sorted =
+            Sorted { received, chunks: Vec::new(), stored: 0, parked: 0, dropped: 0, rejected: Vec::new() };
         let mut packer = Packer::new(self.codec);
         let mut encoded = Vec::with_capacity(1024);
         let mut chain = Chain::new(set, &acceptance, &self.metrics);

@@ -24,6 +24,7 @@ pub mod partitioner;
 pub mod source;
 mod status;
 mod topic;
+mod unread;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -34,6 +35,7 @@ pub(crate) use context::ClientEvents;
 pub(crate) use status::{Severity, Status};
 pub use topic::exists;
 pub(crate) use topic::{TopicWatch, watch};
+pub(crate) use unread::{Unread, UnreadRow, unread};
 
 /// Room that a message's headers and framing take beside its value.
 pub(crate) const MESSAGE_OVERHEAD: usize = 512;

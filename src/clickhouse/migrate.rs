@@ -65,6 +65,7 @@ pub const MIGRATIONS: &[Migration] = migrations! {
     10 "0010_sink_ranges.sql"
     11 "0011_received_at_index.sql"
     12 "0012_dead_letters.sql"
+    13 "0013_ledger.sql"
 };
 
 /// The database and the table of records itself: run before all others at every start, never recorded.

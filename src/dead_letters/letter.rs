@@ -114,12 +114,7 @@ impl About {
             Row::Parked(parked) => Self::parked(parked, origin),
         };
         let of_insert = |table, mut input: &[u8]| {
-            let row = match table {
-                Table::Events => EventRow::read_binary(&mut input).map(Row::Event),
-                Table::Parked | Table::Released => ParkedRow::read_binary(&mut input).map(Row::Parked),
-            };
-            let (row, origin) = (row.ok()?, Origin::read_binary(&mut input).ok()?);
-            let Position { topic, partition, offset } = Position::read_binary(&mut input).ok()?;
+            let (row, origin, Position { topic, partition, offset }) = row::read_insert_row(table, &mut input).ok()?;
             let message = Some(MessageLine { topic: topic.to_string(), partition, offset, line: 0 });
             Some(Self { message, ..of_row(&row, Some(&origin)) })
         };

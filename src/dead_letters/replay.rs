@@ -162,7 +162,8 @@ pub(super) fn event_of(entry: &Entry) -> Result<Event, String> {
         Form::Row => event_of_row(&row::decode(&bytes).map_err(|error| no_row(&error))?),
         Form::Event | Form::Parked => {
             let table = if form == Form::Event { Table::Events } else { Table::Parked };
-            event_of_row(&row::read_insert_row(table, &mut &bytes[..]).map_err(|error| no_row(&error))?)
+            let read = row::read_insert_row(table, &mut &bytes[..]);
+            event_of_row(&read.map_err(|error| no_row(&error))?.0)
         }
         Form::Line => row::read_json(&bytes).map_err(|error| no_row(&error)).map(|(event, _)| of_event(&event)),
         Form::ParkedLine => {

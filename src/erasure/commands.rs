@@ -1,4 +1,4 @@
-//! `ingestion-engine erase` and `tenants purge`: tombstone, delete, wait for the sinks, delete again, report.
+//! `ingestion-engine erase` and `tenants purge`: tombstone, wait for the sinks, delete, report.
 //!
 //! A run that ends anywhere may simply be started again: a second tombstone does no harm, and what is deleted is deleted.
 
@@ -17,6 +17,7 @@ use crate::{
     clickhouse::{Client, REWRITE_TIMEOUT, Template, quote_identifier, quote_text},
     dead_letters::read_files,
     ids::TenantId,
+    ledger,
     retention::copies_of,
 };
 
@@ -26,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const SAY: Duration = Duration::from_secs(10);
 /// Longest wait for sinks: one that works confirms within seconds, one that is cut off is silent sooner than that.
 const CONFIRMATION: Duration = Duration::from_mins(15);
+/// Tables whose rows are in the ledger.
+const COUNTED: [&str; 2] = ["events", "parked_events"];
 /// How much longer than a topic's retention a tombstone is kept.
 const LONGER_THAN_TOPIC: Duration = Duration::from_hours(90 * 24);
 
@@ -127,10 +130,11 @@ pub async fn run(client: &Client, template: &Template, settings: &Settings, requ
     let whose = Whose { tenant_id: tenant.0, user_id, anonymous_ids: anonymous_ids.clone(), before_ms };
     let (deletions, aggregates) = run.deletions(&whose).await?;
     let mut removed: Vec<Removed> = deletions.iter().map(|one| Removed { table: one.table.clone(), rows: 0 }).collect();
+    // Once sinks know of it no more such rows come, so that what the ledger is told is what is deleted. Where one does not
+    // say that it knows, what is there is deleted all the same.
+    let confirmed = run.confirmed(tombstone).await;
     run.delete(&deletions, &mut removed).await?;
-    let sinks_confirmed = run.confirmed(tombstone).await?;
-    // What sinks inserted while they did not know.
-    run.delete(&deletions, &mut removed).await?;
+    let sinks_confirmed = confirmed?;
     run.check(&deletions).await?;
     removed.retain(|removed| removed.rows > 0);
     let remains = run.remains(user.is_some(), &aggregates, run.unread_letters().await?);
@@ -240,6 +244,11 @@ impl Run<'_> {
                 continue;
             }
             let Deletion { table, condition, .. } = deletion;
+            if COUNTED.contains(&table.as_str()) {
+                let sql = ledger::erased(&self.database, table, condition);
+                let said = self.client.execute_within(&sql, REWRITE_TIMEOUT).await;
+                said.with_context(|| format!("noting what is erased from {table}; start the command again"))?;
+            }
             let sql = format!(
                 "ALTER TABLE {}.{} {} DELETE WHERE {condition} \
                  SETTINGS mutations_sync = 2, allow_nondeterministic_mutations = 1",

@@ -1,7 +1,7 @@
 //! What was erased on request, and must not come back.
 //!
 //! ```text
-//! command:  tombstone --> delete --> every sink confirms --> delete again --> report
+//! command:  tombstone --> every sink confirms --> delete, and tell the ledger --> report
 //! sink:     I am here --> tombstones --> inserts, without the rows that a tombstone names --> I apply these from now on
 //! ```
 //!
@@ -10,8 +10,8 @@
 //!
 //! # Why nothing comes back
 //! - An insert takes the tombstones ([`Erasures::lease`]) when it begins, and holds them until it has ended. A sink says that
-//!   it applies a tombstone once no insert is left that began without it. What was inserted before that, the second
-//!   deletion finds.
+//!   it applies a tombstone once no insert is left that began without it. What was inserted before that, the deletion
+//!   finds.
 //! - A sink says that it is there before it reads the tombstones. So one that the command does not see has yet to read them,
 //!   and will find the new one.
 //! - Tombstones that were read longer ago than [`FRESH`] are read again before an insert; while that is not possible nothing

@@ -2,8 +2,8 @@
 
 use crate::clickhouse::quote_text;
 
-/// Tables that say what was erased and who knows of it: they stay.
-const OURS: [&str; 3] = ["erasures", "sink_reports", "schema_migrations"];
+/// Tables that say what was erased and who knows of it, and that count events of whom nobody is named: they stay.
+const OURS: [&str; 5] = ["erasures", "sink_reports", "schema_migrations", "ledger_inserted", "ledger_gone"];
 
 /// A table with the columns that matter here.
 #[derive(Clone, Debug, PartialEq, Eq, clickhouse::Row, serde::Deserialize)]

@@ -265,13 +265,14 @@ impl<R: Rerun> Reprocess<R> {
             tell(Step::Run, summary)?;
             self.keep_letters(&page, &done).await?;
             let erased = self.store.insert(&page, &done.accepted).await?;
+            self.store.say_dropped(&page, &done.dropped).await?;
             tell(Step::Stored, summary)?;
             self.store.release(&page).await?;
             let counts = [
                 ("stored", done.accepted.len() - erased + stored_before.len(), &mut summary.stored),
                 ("erased", erased, &mut summary.erased),
                 ("rejected", done.rejected.len(), &mut summary.rejected),
-                ("dropped", done.dropped, &mut summary.dropped),
+                ("dropped", done.dropped.len(), &mut summary.dropped),
             ];
             for (outcome, count, total) in counts {
                 *total += count as u64;
@@ -296,7 +297,7 @@ impl<R: Rerun> Reprocess<R> {
                 match outcome {
                     Outcome::Accepted(row) => done.accepted.push((place, row)),
                     Outcome::Rejected { code, detail } => done.rejected.push((place, format!("{code}: {detail}"))),
-                    Outcome::Dropped => done.dropped += 1,
+                    Outcome::Dropped => done.dropped.push(place),
                     Outcome::Waits { plugin, reason } => return Err(ReprocessError::Waits { plugin, reason }),
                 }
             }
@@ -336,7 +337,7 @@ impl<R: Rerun> Reprocess<R> {
 struct Done {
     accepted: Vec<(usize, Vec<u8>)>,
     rejected: Vec<(usize, String)>,
-    dropped: usize,
+    dropped: Vec<usize>,
 }
 
 /// The event row in `encoded`.

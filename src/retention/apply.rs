@@ -4,7 +4,8 @@
 //! 1  create   retention_<tenant>_<table>: like the table; no view reads it
 //! 2  copy     every row whose expiry is to change and whose new one is still to come, with the new one
 //! 3  rename   to retention_ready_<tenant>_<table>: the copy is complete; its comment has the cut and the retention
-//! 4  delete   from the table: what was copied, and what is past its time (a mutation, at the operator's word)
+//! 4  delete   from the table: what was copied, and what is past its time (a mutation, at the operator's word); the ledger
+//!             is told before
 //! 5  move     the copy's partitions into the table, whole parts, so that no view counts them again
 //! 6  drop     the copy, empty now
 //! ```
@@ -24,6 +25,7 @@ use super::Done;
 use crate::{
     clickhouse::{Client, REWRITE_TIMEOUT, quote_identifier, quote_text},
     event::Retention,
+    ledger,
     row::EXPIRES_NEVER,
 };
 
@@ -190,17 +192,19 @@ impl Table<'_> {
     /// Steps 4 to 6.
     async fn finish(&self, record: &Record) -> Result<()> {
         let (table, ready) = (self.table(), self.ready());
-        // Waits for an earlier run's delete as well: they are carried out in order.
-        self.execute(&format!(
-            "ALTER TABLE {table} DELETE WHERE {meant} AND ({new} <= {cut} OR {row} IN ({copied})) \
-             SETTINGS mutations_sync = 2",
+        let deleted = format!(
+            "{meant} AND ({new} <= {cut} OR {row} IN ({copied}))",
             meant = self.meant(record),
             new = record.expires_at(),
             cut = record.cut(),
             row = self.row(),
             copied = self.copied(),
-        ))
-        .await?;
+        );
+        let (name, token) = (&self.found.name, format!("{}:{}", self.ready_name(), record.cut_ms));
+        let said = ledger::moved(self.client, name, &deleted, &record.expires_at(), &token).await;
+        said.context("telling the ledger")?;
+        // Waits for an earlier run's delete as well: they are carried out in order.
+        self.execute(&format!("ALTER TABLE {table} DELETE WHERE {deleted} SETTINGS mutations_sync = 2")).await?;
         self.step(4);
         let partitions = format!(
             "SELECT DISTINCT partition_id FROM system.parts WHERE database = {} AND table = {} AND active ORDER BY 1",

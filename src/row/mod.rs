@@ -68,6 +68,14 @@ pub enum Row<'a> {
 }
 
 impl Row<'_> {
+    /// Whose it is.
+    pub fn tenant_id(&self) -> TenantId {
+        match self {
+            Self::Event(event) => event.tenant_id,
+            Self::Parked(parked) => parked.tenant_id,
+        }
+    }
+
     /// Unix seconds from which it may be dropped.
     pub fn expires_at(&self) -> u32 {
         match self {
@@ -88,21 +96,21 @@ pub enum Table {
     Released,
 }
 
-/// Reads one complete row of an insert as [`write_insert_row`] wrote it, moving `input` past it.
+/// Reads one complete row of an insert as [`write_insert_row`] wrote it, with where it entered and where it was read, moving
+/// `input` past it.
 ///
 /// # Errors
 /// [`BinaryError`] when the bytes do not begin with such a row.
-pub fn read_insert_row<'a>(table: Table, input: &mut &'a [u8]) -> Result<Row<'a>, BinaryError> {
+pub fn read_insert_row<'a>(table: Table, input: &mut &'a [u8]) -> Result<(Row<'a>, Origin, Position<'a>), BinaryError> {
     let row = match table {
         Table::Events => Row::Event(EventRow::read_binary(input)?),
         Table::Parked | Table::Released => Row::Parked(ParkedRow::read_binary(input)?),
     };
-    Origin::read_binary(input)?;
-    Position::read_binary(input)?;
+    let (origin, position) = (Origin::read_binary(input)?, Position::read_binary(input)?);
     if table == Table::Released {
         binary::take(input, 1, "released")?;
     }
-    Ok(row)
+    Ok((row, origin, position))
 }
 
 /// Decodes a row as [`encode`] or [`encode_parked`] wrote it, borrowing its texts.

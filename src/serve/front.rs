@@ -11,6 +11,7 @@ use super::{Common, settings};
 use crate::{
     api::{self, Api, Doors, Readiness, Server},
     health::State,
+    ledger,
     plugins::Plugins,
     tenants::{Tenants, external::External, watch::Watch},
     wal::Wal,
@@ -26,7 +27,12 @@ pub(super) struct Front {
 
 impl Front {
     /// Binds and serves. A node without the API role serves its health and metrics only.
-    pub async fn start(common: &Common, wal: Option<&Wal>, plugins: Plugins) -> Result<Self> {
+    pub async fn start(
+        common: &Common,
+        wal: Option<&Wal>,
+        plugins: Plugins,
+        ledger: Option<Arc<dyn ledger::Source>>,
+    ) -> Result<Self> {
         let config = &common.config;
         let probe = api::Probe {
             health: common.health.clone(),
@@ -40,7 +46,8 @@ impl Front {
                 watching = Some(watch(common, doors.tenants.clone()));
                 let codec = settings::codec(config);
                 let metrics = Arc::clone(&common.metrics);
-                let api = Api::new(settings::limits(config), doors, wal.clone(), codec, Some(plugins), metrics);
+                let api = Api::new(settings::limits(config), doors, wal.clone(), codec, Some(plugins), metrics)
+                    .with_ledger(ledger);
                 common.front.get_or_init(|| api).clone().router(probe.clone())
             }
             None => api::health_router(probe.clone()),

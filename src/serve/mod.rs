@@ -15,6 +15,7 @@
 
 mod drain;
 mod front;
+mod ledger;
 pub mod maintenance;
 mod plugins;
 mod route;
@@ -31,6 +32,7 @@ use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use ledger::ledger;
 pub use maintenance::{Maintenance, connect};
 pub use storage::migrate;
 pub use trace::trace;
@@ -99,13 +101,14 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
         return Err(refused);
     }
     // Plugins come before the API: an event of a type that one adds must not be refused because the engine just started.
+    let ledger = wal.as_ref().map(|wal| ledger::of_node(&common, wal));
     let running = match purpose {
-        Purpose::Serve => Some(plugins::Running::start(&common, wal.as_ref()).await?),
+        Purpose::Serve => Some(plugins::Running::start(&common, wal.as_ref(), ledger.clone()).await?),
         Purpose::Drain => None,
     };
     announce(&common);
     let front = match &running {
-        Some(running) => Some(front::Front::start(&common, wal.as_ref(), running.plugins.clone()).await?),
+        Some(running) => Some(front::Front::start(&common, wal.as_ref(), running.plugins.clone(), ledger).await?),
         None => None,
     };
     let back = Back::start(&common, log);

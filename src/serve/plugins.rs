@@ -18,6 +18,7 @@ use crate::{
     error_chain::chain,
     event::{self, Acceptance, Types},
     ids::TenantId,
+    ledger,
     plugins::{
         Plugins,
         descriptor::Descriptor,
@@ -60,7 +61,7 @@ pub(super) struct Running {
 
 impl Running {
     /// Brings the plugins of the folder into use. Returns once all of them are: no request may come before its plugin.
-    pub async fn start(common: &Common, wal: Option<&Wal>) -> Result<Self> {
+    pub async fn start(common: &Common, wal: Option<&Wal>, ledger: Option<Arc<dyn ledger::Source>>) -> Result<Self> {
         let config = &common.config;
         let parts = Parts {
             health: common.health.component("plugins"),
@@ -71,7 +72,8 @@ impl Running {
         let again = Lazy { common: common.clone(), plugins: plugins.clone(), reprocess: tokio::sync::OnceCell::new() };
         let slot: ReprocessorSlot = Arc::new(OnceLock::from(Arc::new(again) as Arc<dyn Reprocessor>));
         let replays = Arc::new(Replays { common: common.clone(), one_at_a_time: tokio::sync::Mutex::default() });
-        let served = Served { plugins: plugins.clone(), reprocessor: slot, replayer: Some(replays), wal: wal.cloned() };
+        let served =
+            Served { plugins: plugins.clone(), reprocessor: slot, replayer: Some(replays), wal: wal.cloned(), ledger };
         let control = Control::start(&config.process.data_dir, served)
             .inspect_err(|error| tracing::warn!(error = chain(error), "no control socket"))
             .ok();

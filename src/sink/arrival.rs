@@ -5,7 +5,7 @@
 //! expires, and mostly there is no tombstone.
 //!
 //! A repeat may leave out more than the attempt before it; it has the same token, and ClickHouse drops whichever comes
-//! second as a whole. What the first one has stored leaves with its part, or with the erasure's second deletion.
+//! second as a whole. What the first one has stored leaves with its part, or with the erasure's deletion.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     erasure::Set,
-    row::{self, BinaryError, Table},
+    ledger::{Gone, Reason},
+    row::{self, BinaryError, Origin, Position, Table},
 };
 
 /// What may be inserted of a range.
@@ -31,6 +32,8 @@ pub(super) struct Arrival {
     pub(super) expired: usize,
     /// Rows that were left out because they were erased.
     pub(super) erased: usize,
+    /// Both, for the ledger.
+    pub(super) gone: Vec<Gone>,
     /// Rows that were left out because another process has stored them: of `events`, and of `parked_events`.
     pub(super) stored: (usize, usize),
 }
@@ -81,7 +84,8 @@ pub(super) fn token(range: &Range, block: &Block, stored: usize) -> String {
 /// A row that cannot be read, which this process has written itself.
 pub(super) async fn sort(range: &Range, erased: Arc<Set>, now: u32) -> Result<Arrival, BinaryError> {
     let events = Block { rows: range.rows, body: range.body.clone() };
-    let whole = Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0, stored: (0, 0) };
+    let whole =
+        Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0, gone: Vec::new(), stored: (0, 0) };
     if erased.is_empty() && range.first_expiry > now {
         return Ok(whole);
     }
@@ -91,21 +95,23 @@ pub(super) async fn sort(range: &Range, erased: Arc<Set>, now: u32) -> Result<Ar
 }
 
 fn look(mut arrival: Arrival, erased: &Set, now: u32) -> Result<Arrival, BinaryError> {
-    let (mut expired, mut gone) = (0, 0);
+    let (mut expired, mut erasures, mut gone) = (0, 0, Vec::new());
     for (block, table) in [(&mut arrival.events, Table::Events), (&mut arrival.parked, Table::Parked)] {
-        *block = rest(block, table, |row| {
-            if row.expires_at() <= now {
+        *block = rest(block, table, |row, origin, position| {
+            let reason = if row.expires_at() <= now {
                 expired += 1;
-                false
+                Reason::Expired
             } else if erased.names(row) {
-                gone += 1;
-                false
+                erasures += 1;
+                Reason::Erased
             } else {
-                true
-            }
+                return true;
+            };
+            gone.push(Gone::new(row, origin, position, reason));
+            false
         })?;
     }
-    (arrival.expired, arrival.erased) = (expired, gone);
+    (arrival.expired, arrival.erased, arrival.gone) = (expired, erasures, gone);
     Ok(arrival)
 }
 
@@ -113,15 +119,15 @@ fn look(mut arrival: Arrival, erased: &Set, now: u32) -> Result<Arrival, BinaryE
 pub(crate) fn rest(
     block: &Block,
     table: Table,
-    mut stays: impl FnMut(&row::Row<'_>) -> bool,
+    mut stays: impl FnMut(&row::Row<'_>, &Origin, &Position<'_>) -> bool,
 ) -> Result<Block, BinaryError> {
     let mut kept = Vec::with_capacity(block.body.len());
     let mut rows = 0;
     let mut input = &block.body[..];
     while !input.is_empty() {
         let before = input;
-        let row = row::read_insert_row(table, &mut input)?;
-        if stays(&row) {
+        let (row, origin, position) = row::read_insert_row(table, &mut input)?;
+        if stays(&row, &origin, &position) {
             kept.extend_from_slice(before.get(..before.len() - input.len()).unwrap_or_default());
             rows += 1;
         }

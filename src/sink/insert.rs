@@ -29,6 +29,7 @@ use crate::{
     dead_letters::{DeadLetter, DeadLetters, Form, Stage, store::Store},
     erasure::{Erasures, Set},
     ids::WalId,
+    ledger,
     metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
     row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS, Table},
@@ -266,6 +267,7 @@ impl Inserter {
                 result => result?,
             }
         }
+        self.noted(ledger::record(&self.client, &arrival.gone).await)?;
         if known.in_doubt {
             self.recount(range, &arrival).await?;
         }

@@ -2,10 +2,11 @@
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
+    books,
     disk::{Limits, Reserve, Space, folder_bytes, human, judge},
     error::{AppendError, StateError},
     generation::Generation,
@@ -14,6 +15,9 @@ use super::{
     writer::Writer,
 };
 use crate::{error_chain::chain, month::Month};
+
+/// After so long without a commit, what would go with the next one is saved.
+const IDLE_NOTES: Duration = Duration::from_secs(1);
 
 impl Writer {
     /// Whether something waits that [`Writer::care`] would do.
@@ -35,6 +39,10 @@ impl Writer {
         }
         let alive = self.revive();
         self.measure(alive);
+        // While records are committed notes go with them.
+        if now.duration_since(self.last_commit) >= IDLE_NOTES && self.shared.books.lock().has_notes() {
+            self.books_are_saved();
+        }
         if self.marks_due(now) {
             self.last_marks = now;
             if let Err(error) = self.meta.sync() {
@@ -49,14 +57,15 @@ impl Writer {
 
     /// Deletes the generations that are done.
     fn forget_done(&mut self) {
-        let done = self.shared.done.load(Relaxed);
+        // What is being counted stays until it is.
+        let done = self.shared.done_and_counted();
         self.marks.done = done;
         self.shared.tail.lock().forget_through(done);
         let active = self.active.as_ref().map(|(generation, _)| generation.ordinal);
         let may_go = |generation: &Arc<Generation>| Some(generation.ordinal) != active && generation.last() <= done;
         // Only this thread takes generations out.
         let last = self.shared.generations.read().iter().take_while(|generation| may_go(generation)).last().cloned();
-        let counted = last.is_none_or(|last| self.tally_is_saved_through(last.last()));
+        let counted = last.is_none_or(|last| self.tally_is_saved_through(last.last()) && self.books_are_saved());
         let gone: Vec<Arc<Generation>> = if counted {
             let mut generations = self.shared.generations.write();
             let keep = generations.iter().position(|generation| !may_go(generation)).unwrap_or(generations.len());
@@ -131,6 +140,32 @@ impl Writer {
                 self.shared.metrics.error("wal");
                 let error = chain(&error);
                 tracing::error!(error, "the counts of events by month are not saved; the records behind them are kept");
+                false
+            }
+        }
+    }
+
+    /// Saves the books unless they are saved; says whether they are now.
+    pub(super) fn books_are_saved(&self) -> bool {
+        let (bytes, changes) = {
+            let mut books = self.shared.books.lock();
+            if books.is_saved() && !books.has_notes() {
+                return true;
+            }
+            books.encode()
+        };
+        match state::save(&self.shared.settings.dir, books::NAME, &bytes) {
+            Ok(()) => {
+                self.shared.books.lock().saved(changes);
+                true
+            }
+            Err(error) => {
+                self.shared.metrics.error("wal");
+                let error = chain(&error);
+                tracing::error!(
+                    error,
+                    "the books of the write-ahead log are not saved; the records behind them are kept"
+                );
                 false
             }
         }

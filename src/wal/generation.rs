@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use sled::IVec;
 
 use super::{
+    books,
     disk::Reserve,
     error::StoreError,
     record::{Damage, Record, split_frame},
@@ -298,7 +299,24 @@ fn key_of(key: &IVec) -> u64 {
 pub(super) fn answers(db: &sled::Db, mut each: impl FnMut(&[u8])) -> Result<(), StoreError> {
     guarded(|| {
         for entry in db.range([ANSWER_KEY]..) {
-            each(&entry.map_err(StoreError::Sled)?.1);
+            let (key, value) = entry.map_err(StoreError::Sled)?;
+            if books::last_of(&key).is_none() {
+                each(&value);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Gives every count beside records of `from..=to` in a database to `each`.
+pub(super) fn beside(db: &sled::Db, from: u64, to: u64, mut each: impl FnMut(&[u8])) -> Result<(), StoreError> {
+    guarded(|| {
+        for entry in db.range(&books::key(from)[..]..) {
+            let (key, value) = entry.map_err(StoreError::Sled)?;
+            // Keys of answers are longer, and stand between.
+            if books::last_of(&key).is_some_and(|last| (from..=to).contains(&last)) {
+                each(&value);
+            }
         }
         Ok(())
     })

@@ -13,6 +13,7 @@
 //! wal/meta                  marks: committed, done, reserved sequences (two slots, written in turn)
 //! wal/state/<name>          small values of the log's consumer
 //! wal/state/months          events by tenant and month, of tenants that have an allowance (see `tally`)
+//! wal/state/books           what became of every tenant's events (see `books`)
 //! wal/window/<ordinal>      ids of events of a generation, for as long as resends are recognised (see `window`)
 //! wal/log/<ordinal>/        a generation: one sled database, at most some 128 MiB
 //!     key    u64 big-endian, sequence of the frame's first record
@@ -47,12 +48,14 @@
 //! Not a queue for many consumers (there is one reader), not a replicated log, not a store to look things up in: what
 //! [`Wal::find`] does for a person reads all that may hold the event.
 
+mod books;
 mod care;
 mod disk;
 mod error;
 mod find;
 mod frames;
 mod generation;
+mod holdings;
 mod housekeeper;
 mod meta;
 mod packer;
@@ -81,6 +84,16 @@ use std::{
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub use self::{
+    books::{Account, Intake, Opening},
+    error::{AppendError, CloseError, OpenError, ReadError, StateError, StoreError},
+    find::{Findings, InLog, Sought},
+    holdings::Holdings,
+    packer::{Chunk, Codec, Packer},
+    reader::Reader,
+    record::{DamagedRecord, Record, rows},
+    window::{Answer, AnswerKey, Answered},
+};
 use self::{
     disk::{Device, System},
     generation::Engine,
@@ -88,14 +101,6 @@ use self::{
     recover::{Recovered, recover},
     shared::Shared,
     writer::{Command, Writer},
-};
-pub use self::{
-    error::{AppendError, CloseError, OpenError, ReadError, StateError, StoreError},
-    find::{Findings, InLog, Sought},
-    packer::{Chunk, Codec, Packer},
-    reader::Reader,
-    record::{DamagedRecord, Record, rows},
-    window::{Answer, AnswerKey, Answered},
 };
 use crate::{
     health::Component,
@@ -295,6 +300,7 @@ impl Wal {
             no_space: None,
             last_care: now,
             last_marks: now,
+            last_commit: now,
             since_care: 0,
             lock,
         };
@@ -331,13 +337,25 @@ impl Wal {
     /// Appends, and returns when it is durable: all of it or nothing. What waits is not bounded here; bound the
     /// requests in flight. When the future is dropped the append may or may not happen, whole either way.
     pub async fn append(&self, append: Append) -> Result<Appended, AppendError> {
+        let received = append.chunks.iter().map(|chunk| u64::from(chunk.event_count)).sum();
+        self.append_of(append, Intake { received, ..Intake::default() }).await
+    }
+
+    /// The same for what is left of a request of which other events were rejected or dropped.
+    pub async fn append_of(&self, append: Append, intake: Intake) -> Result<Appended, AppendError> {
         if let Err(refusal) = self.accepting() {
             self.shared.metrics.wal_refused.inc();
             return Err(refusal);
         }
         let (reply, answer) = oneshot::channel();
-        self.handle.commands.send(Command::Append(append, reply)).map_err(|_| self.gone())?;
+        self.handle.commands.send(Command::Append(append, intake, reply)).map_err(|_| self.gone())?;
         answer.await.map_err(|_| self.gone())?
+    }
+
+    /// Enters a request of `tenant` in the books of which nothing is to be appended. Durable with the next commit, or a
+    /// second later.
+    pub fn note(&self, tenant: TenantId, intake: Intake) {
+        self.shared.books.lock().note(tenant, intake, 0);
     }
 
     /// What to say when the writer is not there any more.
@@ -418,6 +436,15 @@ impl Wal {
     /// [`OpenError::Lock`] when an engine has it, and what the file system says.
     pub fn find_in(settings: &Settings, sought: &Sought) -> Result<Option<Findings>, OpenError> {
         find::in_closed_log(settings, sought)
+    }
+
+    /// The books as of the last commit, and what of it the log still holds, counted record by record. Blocks: reads what
+    /// waits in the log.
+    ///
+    /// # Errors
+    /// The storage engine's.
+    pub fn holdings(&self) -> Result<Holdings, StoreError> {
+        holdings::count(&self.shared)
     }
 
     /// The log in numbers.

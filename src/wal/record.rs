@@ -226,6 +226,16 @@ fn decode(frame: &IVec, offset: usize) -> Result<(Record, usize), DamagedRecord>
     Ok((record, offset + total))
 }
 
+/// Whose a damaged record says that it is: tenant, id of the log, sequence and number of events. Any of it may be what is
+/// damaged.
+pub(super) fn claimed(bytes: &[u8]) -> Option<(TenantId, WalId, u64, u64)> {
+    (bytes.len() >= HEADER_LEN && bytes.starts_with(&MAGIC)).then(|| {
+        let tenant = TenantId(Uuid::from_bytes(field(bytes, 48)));
+        let wal_id = WalId(Uuid::from_bytes(field(bytes, 64)));
+        (tenant, wal_id, u64::from_le_bytes(field(bytes, 32)), u32::from_le_bytes(field(bytes, 20)).into())
+    })
+}
+
 /// A piece of a frame that is no record.
 #[derive(Debug)]
 pub(super) struct Damage {

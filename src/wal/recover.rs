@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Settings,
+    books::{self, Books},
     error::{OpenError, StateError, StoreError},
     generation::{Ends, Generation, ends, guarded, open_engine, read_range},
     meta::{Found, Marks, MetaFile, VERSION},
@@ -57,7 +58,10 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     let ordinals = list(&root).map_err(io("list", &root))?;
     let (mut marks, lost_marks) = marks_of(&found, &ordinals)?;
     let mut tally = tally_of(&settings.dir)?;
-    let counted_through = tally.through();
+    let mut books = books_of(&settings.dir, marks.done)?;
+    let (tallied_through, booked_through) = (tally.through(), books.through);
+    let counted_through = tallied_through.min(booked_through);
+    let mut gaps = Vec::new();
 
     let mut generations = VecDeque::new();
     for &ordinal in &ordinals {
@@ -67,7 +71,7 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         }
         let generation = match Generation::from_seal(&root, ordinal) {
             Some(sealed) => sealed,
-            None => settle(settings, &root, ordinal, &marks, metrics)?,
+            None => settle(settings, &root, ordinal, &marks, metrics, &mut gaps)?,
         };
         if generation.is_empty() {
             generation.close();
@@ -76,26 +80,36 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         }
         if generation.last() > counted_through {
             let from = generation.first.max(counted_through + 1);
-            close(look(settings, &generation, from, &marks, metrics, |record| tally.add_record(record))?)?;
+            let db = look(settings, &generation, from, &marks, metrics, &mut gaps, |record| {
+                if record.seq.0 > tallied_through {
+                    tally.add_record(record);
+                }
+                books.add_record(record);
+            })?;
+            let from = generation.first.max(booked_through + 1);
+            super::generation::beside(&db, from, generation.last(), |value| books.add_value(value))
+                .map_err(OpenError::Store)?;
+            close(db)?;
         }
         generation.bytes.store(super::disk::folder_bytes(&generation.dir), Relaxed);
         generations.push_back(Arc::new(generation));
     }
-    let window = window_of(settings, &generations, &marks, metrics)?;
+    let window = window_of(settings, &generations, &marks, metrics, &mut gaps)?;
     // What is done may go, once it is counted on disk.
     let seen = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
-    if save_tally(&settings.dir, &mut tally, seen) {
+    let missing = name_missing(&generations, &marks, &ordinals, metrics);
+    books.lose(booked_through, &gaps.into_iter().chain(missing).collect::<Vec<_>>());
+    if save_tally(&settings.dir, &mut tally, seen) && save_books(&settings.dir, &mut books) {
         while let Some(finished) = generations.pop_front_if(|generation| generation.last() <= marks.done) {
             finished.close();
             remove(&root, finished.ordinal);
         }
     }
-    name_missing(&generations, &marks, &ordinals, metrics);
-
     let last = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
     let mut next = marks.reserved.max(last + 1).max(marks.committed + 1).max(marks.done + 1).max(1);
+    // A record at or before these would not be counted after a crash.
+    next = next.max(books.through + 1);
     if tally.is_begun() {
-        // A record at or before it would not be counted after a crash.
         next = next.max(tally.through() + 1);
     }
     if lost_marks {
@@ -116,7 +130,7 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     meta.write(marks).and_then(|()| meta.sync()).map_err(io("write the marks in", &settings.dir))?;
     // Ids of openings are never reused: an emptied, restored or cloned folder must not look like the one before.
     let wal_id = WalId(Uuid::now_v7());
-    let opened = Opened { wal_id, done: marks.done, next, generations, tally, window };
+    let opened = Opened { wal_id, done: marks.done, next, generations, tally, books, window };
     Ok(Recovered { opened, lock, meta, marks, ordinal })
 }
 
@@ -162,6 +176,7 @@ fn settle(
     ordinal: u64,
     marks: &Marks,
     metrics: &Metrics,
+    gaps: &mut Vec<(u64, u64)>,
 ) -> Result<Generation, OpenError> {
     let engine = settings.engine();
     let known = ordinal == marks.active;
@@ -189,7 +204,7 @@ fn settle(
         let salvaged =
             salvage::salvage(&generation, engine, &settings.aside(), u64::MAX - 1).map_err(OpenError::Store)?;
         let to = committed.max(salvaged.found.last().unwrap_or(0));
-        report(&generation, &salvaged, from, to, metrics);
+        gaps.extend(report(&generation, &salvaged, from, to, metrics));
         generation.publish(to.max(generation.last()));
         open_engine(&generation.dir, engine).map_err(OpenError::Store)?
     };
@@ -243,6 +258,41 @@ fn save_tally(dir: &Path, tally: &mut Tally, seen: u64) -> bool {
     true
 }
 
+/// The books as they were saved.
+fn books_of(dir: &Path, done: u64) -> Result<Books, OpenError> {
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let damaged = || {
+        tracing::error!(
+            "the books of the write-ahead log are damaged: the ledger begins anew with the records that wait"
+        );
+        Books::anew(done, now_ms)
+    };
+    match state::load(dir, books::NAME) {
+        Ok(Some(bytes)) => Ok(Books::decode(&bytes).unwrap_or_else(damaged)),
+        Ok(None) => Ok(Books::anew(done, now_ms)),
+        Err(StateError::Io { source, .. }) => {
+            Err(OpenError::Io { action: "read the books in", path: dir.to_owned(), source })
+        }
+        Err(_) => Ok(damaged()),
+    }
+}
+
+/// Saves what was added to the books; says whether they are on disk.
+fn save_books(dir: &Path, books: &mut Books) -> bool {
+    if books.is_saved() {
+        return true;
+    }
+    let (bytes, changes) = books.encode();
+    match state::save(dir, books::NAME, &bytes) {
+        Ok(()) => books.saved(changes),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the books are not saved; it is tried again");
+            return false;
+        }
+    }
+    true
+}
+
 /// How much of a generation is read at a time.
 const RECOUNT_RECORDS: usize = 4096;
 const RECOUNT_BYTES: usize = 4 << 20;
@@ -254,6 +304,7 @@ fn look(
     from: u64,
     marks: &Marks,
     metrics: &Metrics,
+    gaps: &mut Vec<(u64, u64)>,
     mut each: impl FnMut(&Record),
 ) -> Result<sled::Db, OpenError> {
     let engine = settings.engine();
@@ -263,7 +314,7 @@ fn look(
         db
     } else {
         let salvaged = salvage::salvage(generation, engine, &settings.aside(), to).map_err(OpenError::Store)?;
-        report(generation, &salvaged, generation.first.max(marks.done + 1), to, metrics);
+        gaps.extend(report(generation, &salvaged, generation.first.max(marks.done + 1), to, metrics));
         generation.seal().map_err(StoreError::io("seal a salvaged generation")).map_err(OpenError::Store)?;
         open_engine(&generation.dir, engine).map_err(OpenError::Store)?
     };
@@ -292,6 +343,7 @@ fn window_of(
     generations: &VecDeque<Arc<Generation>>,
     marks: &Marks,
     metrics: &Metrics,
+    gaps: &mut Vec<(u64, u64)>,
 ) -> Result<Window, OpenError> {
     let failed = |action| {
         let path = settings.dir.clone();
@@ -307,7 +359,8 @@ fn window_of(
     for generation in generations.iter().rev() {
         if !segments.contains_key(&generation.ordinal) && rescanned < settings.dedup_ids {
             let mut rescan = Rescan::new(&window, generation.ordinal);
-            let db = look(settings, generation, generation.first, marks, metrics, |record| rescan.record(record))?;
+            let each = |record: &Record| rescan.record(record);
+            let db = look(settings, generation, generation.first, marks, metrics, gaps, each)?;
             super::generation::answers(&db, |value| rescan.answer(value)).map_err(OpenError::Store)?;
             close(db)?;
             let segment = rescan.finish();
@@ -358,13 +411,19 @@ fn window_secret(dir: &Path) -> Result<[u8; 32], OpenError> {
     }
 }
 
-/// Names generations whose whole folder is gone.
-fn name_missing(generations: &VecDeque<Arc<Generation>>, marks: &Marks, ordinals: &[u64], metrics: &Metrics) {
+/// Names generations whose whole folder is gone; gives what is lost with them.
+fn name_missing(
+    generations: &VecDeque<Arc<Generation>>,
+    marks: &Marks,
+    ordinals: &[u64],
+    metrics: &Metrics,
+) -> Vec<(u64, u64)> {
     let there: BTreeMap<u64, &Arc<Generation>> =
         generations.iter().map(|generation| (generation.ordinal, generation)).collect();
     let newest = marks.active;
+    let mut gaps = Vec::new();
     if marks.oldest == 0 {
-        return;
+        return gaps;
     }
     for ordinal in marks.oldest..=newest {
         if ordinals.contains(&ordinal) {
@@ -384,5 +443,7 @@ fn name_missing(generations: &VecDeque<Arc<Generation>>, marks: &Marks, ordinals
             last = after,
             "a generation of the write-ahead log is missing: its records are lost"
         );
+        gaps.push((first, after));
     }
+    gaps
 }

@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Settings, Stats,
+    books::Books,
     disk::Device,
     error::{AppendError, StoreError},
     generation::{Engine, Generation, ends, open_engine},
-    record::Damage,
+    record::{Damage, claimed},
     salvage::{Salvaged, salvage},
     seqset::SeqSet,
     tail::Tail,
@@ -62,6 +63,13 @@ pub(super) struct Shared {
     pub generations: RwLock<VecDeque<Arc<Generation>>>,
     pub tail: Mutex<Tail>,
     pub tally: Mutex<Tally>,
+    pub books: Mutex<Books>,
+    /// Records behind this are being counted and stay, done or not.
+    pub pin: Mutex<Option<u64>>,
+    /// Held while a generation is salvaged.
+    pub salvaging: Mutex<()>,
+    /// Held while the log is counted.
+    pub counting: Mutex<()>,
     pub window: Mutex<Window>,
     pub progress: watch::Sender<Progress>,
     gate: RwLock<Result<(), AppendError>>,
@@ -82,6 +90,7 @@ pub(super) struct Opened {
     pub next: u64,
     pub generations: VecDeque<Arc<Generation>>,
     pub tally: Tally,
+    pub books: Books,
     pub window: Window,
 }
 
@@ -93,7 +102,7 @@ impl Shared {
         device: Arc<dyn Device>,
         opened: Opened,
     ) -> Self {
-        let Opened { wal_id, done, next, generations, tally, window } = opened;
+        let Opened { wal_id, done, next, generations, tally, books, window } = opened;
         Self {
             root: settings.root(),
             aside: settings.aside(),
@@ -109,6 +118,10 @@ impl Shared {
             generations: RwLock::new(generations),
             tail: Mutex::new(Tail::new(next)),
             tally: Mutex::new(tally),
+            books: Mutex::new(books),
+            pin: Mutex::new(None),
+            salvaging: Mutex::new(()),
+            counting: Mutex::new(()),
             window: Mutex::new(window),
             progress: watch::Sender::new(Progress { committed: next - 1, closed: false }),
             gate: RwLock::new(Ok(())),
@@ -126,6 +139,13 @@ impl Shared {
             Ok(()) => Ok(()),
             Err(refusal) => Err(refusal.clone()),
         }
+    }
+
+    /// Every record up to here is done, and nobody is counting those behind.
+    pub(super) fn done_and_counted(&self) -> u64 {
+        let pin = self.pin.lock();
+        let done = self.done.load(Relaxed);
+        pin.map_or(done, |pin| done.min(pin))
     }
 
     /// Opens or shuts the gate; a poisoned log stays shut.
@@ -192,10 +212,18 @@ impl Shared {
 
     /// Rebuilds a sealed generation from its intact records; what is missing then is named and counted.
     pub(super) fn salvage(&self, generation: &Generation) -> Result<(), StoreError> {
+        let _one_at_a_time = self.salvaging.lock();
+        if generation.salvaged.load(Relaxed) {
+            return Ok(());
+        }
         let from = generation.first.max(self.done.load(Relaxed) + 1);
         let to = generation.last();
         let salvaged = salvage(generation, self.engine(), &self.aside, to)?;
-        report(generation, &salvaged, from, to, &self.metrics);
+        let gaps = report(generation, &salvaged, from, to, &self.metrics);
+        let mut books = self.books.lock();
+        let known = books.through;
+        books.lose(known, &gaps);
+        drop(books);
         generation.seal().map_err(StoreError::io("seal a salvaged generation"))
     }
 
@@ -205,6 +233,9 @@ impl Shared {
         let path = self.aside.join(name);
         if path.exists() {
             return;
+        }
+        if let Some((tenant, wal_id, seq, events)) = claimed(&damage.bytes) {
+            self.books.lock().damage(tenant, wal_id, seq, events);
         }
         let kept = fs::create_dir_all(&self.aside).and_then(|()| fs::write(&path, &damage.bytes));
         self.metrics.wal_damaged_records.inc();
@@ -273,8 +304,14 @@ impl Check<'_> {
     }
 }
 
-/// Says what a salvage saved and what of `from..=to` it did not.
-pub(super) fn report(generation: &Generation, salvaged: &Salvaged, from: u64, to: u64, metrics: &Metrics) {
+/// Says what a salvage saved and what of `from..=to` it did not; gives what is lost.
+pub(super) fn report(
+    generation: &Generation,
+    salvaged: &Salvaged,
+    from: u64,
+    to: u64,
+    metrics: &Metrics,
+) -> Vec<(u64, u64)> {
     metrics.error("wal");
     let gaps = salvaged.found.missing(generation.first, to);
     let mut all = SeqSet::default();
@@ -297,4 +334,5 @@ pub(super) fn report(generation: &Generation, salvaged: &Salvaged, from: u64, to
         unknown_format = salvaged.unknown,
         "a generation of the write-ahead log was salvaged"
     );
+    gaps
 }

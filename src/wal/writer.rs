@@ -6,6 +6,7 @@
 //! ```
 
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     time::{Duration, Instant},
@@ -14,7 +15,8 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Append, Appended, Durability,
+    Append, Appended, Durability, Intake,
+    books::{self, Account, Books},
     disk::Point,
     error::{AppendError, CloseError, StoreError},
     frames::Frames,
@@ -24,7 +26,7 @@ use super::{
     recover::RESERVATION,
     shared::{Progress, Shared},
 };
-use crate::{error_chain::chain, folder_lock::FolderLock};
+use crate::{error_chain::chain, folder_lock::FolderLock, ids::TenantId};
 
 /// A commit takes no more than this (but always one append): it bounds the wait of the first one in it.
 const COMMIT_BYTES: usize = 4 << 20;
@@ -38,7 +40,7 @@ const CARE_BYTES: u64 = 8 << 20;
 const MARKS: Duration = Duration::from_secs(1);
 
 pub(super) enum Command {
-    Append(Append, oneshot::Sender<Result<Appended, AppendError>>),
+    Append(Append, Intake, Reply),
     /// Something was truncated: look after it.
     Care,
     /// Begin a new generation, so that the present one can be salvaged.
@@ -46,7 +48,10 @@ pub(super) enum Command {
     Close(oneshot::Sender<Result<(), CloseError>>),
 }
 
-type Waiting = (Append, oneshot::Sender<Result<Appended, AppendError>>);
+pub(super) type Reply = oneshot::Sender<Result<Appended, AppendError>>;
+type Waiting = (Append, Intake, Reply);
+/// How many events of an append were committed before, or why nothing of it is to be committed.
+type Admitted = Result<u64, AppendError>;
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
@@ -60,6 +65,7 @@ pub(super) struct Writer {
     pub(super) no_space: Option<Arc<io::Error>>,
     pub(super) last_care: Instant,
     pub(super) last_marks: Instant,
+    pub(super) last_commit: Instant,
     pub(super) since_care: u64,
     /// Released last, when nothing of this log touches the folder any more.
     pub(super) lock: FolderLock,
@@ -89,18 +95,18 @@ impl Writer {
             let command = commands.recv_timeout(self.patience());
             let mut rotate = None;
             match command {
-                Ok(Command::Append(append, reply)) => batch.push((append, reply)),
+                Ok(Command::Append(append, intake, reply)) => batch.push((append, intake, reply)),
                 Ok(Command::Rotate(reply)) => rotate = Some(reply),
                 Ok(Command::Close(reply)) => closing = Some(Some(reply)),
                 Ok(Command::Care) | Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => closing = Some(None),
             }
-            let mut bytes = batch.iter().map(|(append, _)| weight(append)).sum::<usize>();
+            let mut bytes = batch.iter().map(|(append, ..)| weight(append)).sum::<usize>();
             while bytes < COMMIT_BYTES && rotate.is_none() && closing.is_none() {
                 match commands.try_recv() {
-                    Ok(Command::Append(append, reply)) => {
+                    Ok(Command::Append(append, intake, reply)) => {
                         bytes += weight(&append);
-                        batch.push((append, reply));
+                        batch.push((append, intake, reply));
                     }
                     Ok(Command::Care) => {}
                     Ok(Command::Rotate(reply)) => rotate = Some(reply),
@@ -128,7 +134,7 @@ impl Writer {
     fn drain(&mut self, commands: &mpsc::Receiver<Command>, batch: &mut Vec<Waiting>) {
         while let Ok(command) = commands.try_recv() {
             match command {
-                Command::Append(append, reply) => batch.push((append, reply)),
+                Command::Append(append, intake, reply) => batch.push((append, intake, reply)),
                 Command::Care => {}
                 Command::Rotate(reply) => {
                     reply.send(()).ok();
@@ -137,7 +143,7 @@ impl Writer {
                     reply.send(Ok(())).ok();
                 }
             }
-            if batch.iter().map(|(append, _)| weight(append)).sum::<usize>() >= COMMIT_BYTES {
+            if batch.iter().map(|(append, ..)| weight(append)).sum::<usize>() >= COMMIT_BYTES {
                 self.commit(batch);
             }
         }
@@ -156,7 +162,7 @@ impl Writer {
         let admitted = self.admit(batch);
         let answer = match self.shared.poison_reason() {
             Some(reason) => Err(AppendError::Poisoned { reason }),
-            None => self.write(batch).map_err(|fault| match fault {
+            None => self.write(batch, &admitted).map_err(|fault| match fault {
                 Fault::NoSpace(error) => self.abandon(error),
                 Fault::Broken(reason) => {
                     self.shared.poison(&reason);
@@ -167,7 +173,7 @@ impl Writer {
         if answer.is_err() {
             self.shared.window.lock().forget();
         }
-        for (index, ((_, reply), admitted)) in batch.drain(..).zip(admitted).enumerate() {
+        for (index, ((_, _, reply), admitted)) in batch.drain(..).zip(admitted).enumerate() {
             // A copy of a request is answered after the commit too: the first one may be part of it.
             let answer = match &answer {
                 Ok(appended) => admitted.and_then(|duplicates| {
@@ -182,26 +188,50 @@ impl Writer {
     }
 
     /// Takes out of `batch` what was committed before; gives how many events of each append that were.
-    fn admit(&self, batch: &mut [Waiting]) -> Vec<Result<u64, AppendError>> {
+    fn admit(&self, batch: &mut [Waiting]) -> Vec<Admitted> {
         let mut window = self.shared.window.lock();
         window.evict();
-        let admitted = batch.iter_mut().map(|(append, _)| window.admit(append).inspect_err(|_| append.chunks.clear()));
+        let admitted = batch.iter_mut().map(|(append, ..)| window.admit(append).inspect_err(|_| append.chunks.clear()));
         admitted.collect()
     }
 
-    fn write(&mut self, batch: &[Waiting]) -> Result<Vec<Appended>, Fault> {
+    fn write(&mut self, batch: &[Waiting], admitted: &[Admitted]) -> Result<Vec<Appended>, Fault> {
+        let noted = self.shared.books.lock().take_notes();
+        self.write_with(batch, admitted, &noted).inspect_err(|_| self.shared.books.lock().failed(noted))
+    }
+
+    fn write_with(
+        &mut self,
+        batch: &[Waiting],
+        admitted: &[Admitted],
+        noted: &HashMap<TenantId, Account>,
+    ) -> Result<Vec<Appended>, Fault> {
         let began = Instant::now();
         self.reserve(batch)?;
         let mut frames = Frames::new(self.shared.wal_id, self.next, self.marks.cumulative);
-        let appended: Vec<Appended> = batch.iter().map(|(append, _)| frames.add(append)).collect();
+        let appended: Vec<Appended> = batch.iter().map(|(append, ..)| frames.add(append)).collect();
         frames.finish();
         for (key, value) in self.shared.window.lock().staged_answers() {
             frames.add_answer(&key, value);
         }
+        let requests = || {
+            batch.iter().zip(admitted).filter_map(|((append, intake, _), admitted)| {
+                Some((append.tenant, *intake, *admitted.as_ref().ok()?, events(append)))
+            })
+        };
+        let note = |books: &mut Books| {
+            books.failed(noted.clone());
+            requests().for_each(|(tenant, intake, duplicates, _)| books.note(tenant, intake, duplicates));
+        };
         if frames.is_empty() {
+            note(&mut self.shared.books.lock());
             return Ok(appended);
         }
-        let counts = batch.iter().any(|(append, _)| append.counted);
+        let beside = if frames.records.is_empty() { HashMap::new() } else { Books::beside(noted, requests()) };
+        if !beside.is_empty() {
+            frames.add_answer(&books::key(frames.next() - 1), books::value(&beside));
+        }
+        let counts = batch.iter().any(|(append, ..)| append.counted);
         if counts && !self.shared.tally.lock().is_begun() {
             // On disk before the first record that counts: without it an open would not count.
             self.save_tally().map_err(|error| match error.full() {
@@ -233,21 +263,27 @@ impl Writer {
         self.shared.window.lock().committed(generation.ordinal);
         if counts {
             let mut tally = self.shared.tally.lock();
-            for (append, _) in batch.iter().filter(|(append, _)| append.counted) {
-                let events = append.chunks.iter().map(|chunk| u64::from(chunk.event_count)).sum();
-                tally.add(append.tenant, append.received_at_ms, events);
+            for (append, ..) in batch.iter().filter(|(append, ..)| append.counted) {
+                tally.add(append.tenant, append.received_at_ms, events(append));
             }
         }
-        self.publish(&generation, &frames);
+        self.publish(&generation, &frames, |books| {
+            if frames.records.is_empty() {
+                note(books);
+            } else {
+                books.committed(frames.records.iter().map(AsRef::as_ref), beside);
+            }
+        });
         self.shared.metrics.wal_commit.observe(began.elapsed().as_secs_f64());
         Ok(appended)
     }
 
     /// Shows a durable commit to everybody.
-    fn publish(&mut self, generation: &Generation, frames: &Frames) {
+    fn publish(&mut self, generation: &Generation, frames: &Frames, enter: impl FnOnce(&mut Books)) {
         let committed = self.next - 1;
         self.marks.committed = committed;
         self.marks.cumulative = frames.cumulative();
+        self.last_commit = Instant::now();
         self.write_marks();
         if generation.is_empty()
             && let Some(first) = frames.records.first()
@@ -257,6 +293,8 @@ impl Writer {
         generation.records.fetch_add(frames.records.len() as u64, Relaxed);
         generation.events.fetch_add(frames.events, Relaxed);
         generation.publish(committed);
+        // What is in the books is there to be counted, and nobody has it from the log before it is in the books.
+        enter(&mut self.shared.books.lock());
         {
             let mut tail = self.shared.tail.lock();
             for record in &frames.records {
@@ -271,7 +309,7 @@ impl Writer {
 
     /// Makes sure, on disk, that the sequences of `batch` are never given out again.
     fn reserve(&mut self, batch: &[Waiting]) -> Result<(), Fault> {
-        let needed = batch.iter().map(|(append, _)| append.chunks.len() as u64).sum::<u64>();
+        let needed = batch.iter().map(|(append, ..)| append.chunks.len() as u64).sum::<u64>();
         if self.next + needed < self.marks.reserved {
             return Ok(());
         }
@@ -319,6 +357,8 @@ impl Writer {
             self.discard(&generation, active);
             return;
         }
+        // Failing that, an open adds more up.
+        self.books_are_saved();
         self.save_window(generation.ordinal);
         if let Err(error) = generation.seal() {
             tracing::warn!(%error, generation = generation.ordinal, "a generation is not sealed yet; it is tried again");
@@ -413,6 +453,7 @@ impl Writer {
             generation.close();
         }
         self.tally_is_saved_through(self.next - 1);
+        self.books_are_saved();
         self.marks.done = self.shared.done.load(Relaxed);
         self.marks.reserved = self.next;
         self.marks.oldest = self.shared.generations.read().front().map_or(self.ordinal, |oldest| oldest.ordinal);
@@ -426,6 +467,10 @@ impl Writer {
         self.shared.health.down("closed");
         written
     }
+}
+
+fn events(append: &Append) -> u64 {
+    append.chunks.iter().map(|chunk| u64::from(chunk.event_count)).sum()
 }
 
 fn weight(append: &Append) -> usize {

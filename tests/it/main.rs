@@ -22,6 +22,7 @@ mod dedup;
 mod durability;
 mod erasure;
 mod faults;
+mod ledger;
 mod migrations;
 mod outages;
 mod parked;

@@ -610,7 +610,8 @@ async fn two_engines_do_not_share_a_registry() {
     // A socket that a killed engine left behind is replaced.
     drop(std::os::unix::net::UnixListener::bind(data_dir.join("control.sock")).unwrap());
     assert!(matches!(control::ask::<Value>(&data_dir, &settings, |_| {}), Err(ClientError::NotRunning { .. })));
-    let served = Served { plugins: node.plugins.clone(), reprocessor: Arc::default(), replayer: None, wal: None };
+    let served =
+        Served { plugins: node.plugins.clone(), reprocessor: Arc::default(), replayer: None, wal: None, ledger: None };
     let control = Control::start(&data_dir, served).unwrap();
     let mode = fs::metadata(data_dir.join("control.sock")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);

@@ -7,12 +7,13 @@ use serde::Deserialize;
 
 use super::{
     ReprocessError,
-    page::{Page, Place},
+    page::{Page, Parked, Place},
 };
 use crate::{
     clickhouse::{Client, QueryError, quote_identifier, quote_text},
     erasure::Erasures,
-    row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, Table},
+    ledger::{self, Gone, Reason},
+    row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, Row, Table},
     sink::{insert_settings, insert_statement, rest, source::Block},
 };
 
@@ -137,6 +138,14 @@ impl Store {
         stored.await.map_err(|error| error.doing("storing reprocessed events"))
     }
 
+    /// Tells the ledger of events that a plugin did not want.
+    pub(super) async fn say_dropped(&self, page: &Page, places: &[usize]) -> Result<(), ReprocessError> {
+        let gone =
+            |(row, origin, position): Parked<'_>| Gone::new(&Row::Parked(row), &origin, &position, Reason::Dropped);
+        let gone: Vec<Gone> = places.iter().filter_map(|place| page.row(*place).map(gone)).collect();
+        ledger::record(&self.client, &gone).await.map_err(failed("noting what a plugin dropped"))
+    }
+
     /// Marks all rows of `page` as released.
     pub(super) async fn release(&self, page: &Page) -> Result<(), ReprocessError> {
         let token = format!("released:{}", page.digest(0..page.len()));
@@ -149,7 +158,22 @@ impl Store {
     /// rows were left out.
     async fn store(&self, statement: &str, table: Table, token: &String, block: &Block) -> Result<usize, StoreError> {
         let erased = self.erasures.lease().await?;
-        let rest = if erased.is_empty() { block.clone() } else { rest(block, table, |row| !erased.names(row))? };
+        let mut gone = Vec::new();
+        let rest = if erased.is_empty() {
+            block.clone()
+        } else {
+            rest(block, table, |row, origin, position| {
+                if !erased.names(row) {
+                    return true;
+                }
+                // What is only marked as released is where it was before.
+                if table == Table::Events {
+                    gone.push(Gone::new(row, origin, position, Reason::Erased));
+                }
+                false
+            })?
+        };
+        ledger::record(&self.client, &gone).await?;
         self.repeat(statement, token, rest.rows, rest.body).await?;
         Ok(block.rows - rest.rows)
     }

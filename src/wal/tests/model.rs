@@ -88,6 +88,20 @@ pub(super) fn image(from: &Path) -> tempfile::TempDir {
     dir
 }
 
+/// The books have every event once, and those that are not done are in the log.
+fn agrees(wal: &Wal, model: &Model) {
+    let holdings = wal.holdings().unwrap();
+    let (mut events, mut waiting) = ([0, 0], 0);
+    for account in holdings.accounts.values() {
+        events = [events[0] + account.received, events[1] + account.appended];
+    }
+    assert_eq!(events, [model.events; 2]);
+    for (seq, _) in model.rows.range(holdings.done + 1..) {
+        waiting += u64::from(*seq <= holdings.cut);
+    }
+    assert_eq!((holdings.events.values().sum::<u64>(), holdings.lost), (waiting, 0));
+}
+
 async fn run(operations: Vec<Operation>) {
     let mut dir = tempfile::tempdir().unwrap();
     // Generations of 8 MiB: a run goes through several.
@@ -148,6 +162,7 @@ async fn run(operations: Vec<Operation>) {
             }
         }
         assert_eq!(rig.wal.counted(tenant, month), model.events);
+        agrees(&rig.wal, &model);
         assert_eq!(rig.metrics.wal_damaged_records.get(), 0, "nothing of this is damage");
         assert_eq!(rig.wal.done_through().map_or(0, |seq| seq.0), model.done);
     }

@@ -1,0 +1,323 @@
+//! The sums: what was counted, held against each other. No I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::store::Found;
+use crate::{
+    ids::{TenantId, WalId},
+    wal::{Account, Holdings},
+};
+
+/// Whose the records are of which nobody knows whose they are.
+pub const UNKNOWN: TenantId = TenantId(Uuid::max());
+
+/// The terms of the equation, in events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// In requests of which anything was taken, or everything was refused event by event.
+    pub received: i64,
+    /// Refused, each with a reason.
+    pub rejected: i64,
+    /// Not wanted by a plugin.
+    pub dropped: i64,
+    /// Of an id that was received before.
+    pub duplicate: i64,
+    /// On this node's disk, on its way.
+    pub in_wal: i64,
+    /// In the topic, not stored yet.
+    pub in_broker: i64,
+    /// Rows of `events`.
+    pub stored: i64,
+    /// Waiting for a plugin.
+    pub parked: i64,
+    /// Undeliverable, with a reason.
+    pub dead_lettered: i64,
+    /// On request.
+    pub erased: i64,
+    /// Their retention is over.
+    pub expired: i64,
+    /// Of records that were found damaged, where these say whose they are.
+    pub damaged: i64,
+    /// Rows that are gone, while later repeats can have taken their place.
+    pub merged: i64,
+}
+
+impl Terms {
+    /// The equation's right side.
+    fn found(&self) -> i64 {
+        let Self { rejected, dropped, duplicate, in_wal, in_broker, stored, parked, .. } = self;
+        let Self { dead_lettered, erased, expired, damaged, merged, .. } = self;
+        rejected
+            + dropped
+            + duplicate
+            + in_wal
+            + in_broker
+            + stored
+            + parked
+            + dead_lettered
+            + erased
+            + expired
+            + damaged
+            + merged
+    }
+
+    /// What is missing; negative when there is more than was received.
+    pub fn difference(&self) -> i64 {
+        self.received - self.found()
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.received += other.received;
+        self.rejected += other.rejected;
+        self.dropped += other.dropped;
+        self.duplicate += other.duplicate;
+        self.in_wal += other.in_wal;
+        self.in_broker += other.in_broker;
+        self.stored += other.stored;
+        self.parked += other.parked;
+        self.dead_lettered += other.dead_lettered;
+        self.erased += other.erased;
+        self.expired += other.expired;
+        self.damaged += other.damaged;
+        self.merged += other.merged;
+    }
+}
+
+/// Where events are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageName {
+    /// Between the request and the log.
+    Front,
+    /// In the log, or on the way from it.
+    Wal,
+    /// In the topic, or on the way from it.
+    Broker,
+    /// In ClickHouse's tables.
+    Clickhouse,
+}
+
+impl StageName {
+    /// As it is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Front => "front",
+            Self::Wal => "wal",
+            Self::Broker => "broker",
+            Self::Clickhouse => "clickhouse",
+        }
+    }
+}
+
+/// A sum that does not come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Where.
+    pub stage: StageName,
+    /// Events that are missing; negative when there are more than there should be.
+    pub missing: i64,
+}
+
+/// One tenant's ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantReport {
+    /// Whose; the highest id that there is stands for records of which nobody knows whose they are.
+    pub tenant_id: TenantId,
+    /// The terms.
+    #[serde(flatten)]
+    pub terms: Terms,
+    /// Nothing is missing, and nothing too much.
+    pub balanced: bool,
+    /// Where it is not.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub stages: Vec<Stage>,
+}
+
+/// How far the log's books had come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The id of the log under which the last record was written.
+    pub wal_id: Option<WalId>,
+    /// The last record.
+    pub seq: u64,
+    /// Records up to here had left the log.
+    pub done: u64,
+}
+
+/// A ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Whether every tenant's is balanced.
+    pub balanced: bool,
+    /// Since when events are in the books.
+    pub since: Timestamp,
+    /// Which events these are.
+    pub cut: Cut,
+    /// The sum of all tenants.
+    pub total: Terms,
+    /// By tenant.
+    pub tenants: Vec<TenantReport>,
+}
+
+impl Report {
+    pub(super) fn new(since: Timestamp, cut: Cut, tenants: Vec<TenantReport>) -> Self {
+        let mut total = Terms::default();
+        tenants.iter().for_each(|tenant| total.add(&tenant.terms));
+        Self { balanced: tenants.iter().all(|tenant| tenant.balanced), since, cut, total, tenants }
+    }
+}
+
+/// Holds what was found against the books.
+pub(super) fn balance(holdings: &Holdings, found: &BTreeMap<TenantId, Found>) -> Report {
+    let tenants: BTreeSet<TenantId> =
+        holdings.accounts.keys().chain(holdings.events.keys()).chain(found.keys()).copied().collect();
+    let mut reports: Vec<TenantReport> = tenants.into_iter().map(|tenant| of_tenant(tenant, holdings, found)).collect();
+    if holdings.lost > 0 {
+        // At least one event each.
+        let missing = signed(holdings.lost);
+        let terms = Terms { received: missing, ..Terms::default() };
+        let stages = vec![Stage { stage: StageName::Wal, missing }];
+        reports.push(TenantReport { tenant_id: UNKNOWN, terms, balanced: false, stages });
+    }
+    let cut =
+        Cut { wal_id: holdings.openings.last().map(|opening| opening.wal_id), seq: holdings.cut, done: holdings.done };
+    let since = Timestamp::from_millisecond(holdings.since_ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    Report::new(since, cut, reports)
+}
+
+fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, Found>) -> TenantReport {
+    let Account { received, rejected, dropped, duplicates, appended, damaged } =
+        holdings.accounts.get(&tenant).copied().unwrap_or_default();
+    let found = found.get(&tenant).copied().unwrap_or_default();
+    let in_wal = signed(holdings.events.get(&tenant).copied().unwrap_or(0));
+    // Rows that were inserted and whose time is not over: there, or erased, or missing.
+    let missing = found.inserted_live - found.stored - found.parked - found.erased_stored_live;
+    let merged = missing.clamp(0, found.may_be_merged);
+    let terms = Terms {
+        received: signed(received),
+        rejected: signed(rejected),
+        dropped: signed(dropped) + found.left_dropped,
+        duplicate: signed(duplicates),
+        in_wal,
+        in_broker: found.in_broker,
+        stored: found.stored,
+        parked: found.parked,
+        dead_lettered: found.dead_lettered,
+        // Rows that were erased before their time was over count here for ever, and not among those whose time is over.
+        erased: found.erased_stored_live + found.erased_stored_over + found.left_erased,
+        expired: found.inserted_over - found.erased_stored_over + found.left_expired,
+        damaged: signed(damaged),
+        merged,
+    };
+    let arrived = found.inserted_live
+        + found.inserted_over
+        + found.left_erased
+        + found.left_expired
+        + found.left_dropped
+        + found.dead_lettered;
+    let appended = signed(appended);
+    let front = signed(received) - signed(rejected) - signed(dropped) - signed(duplicates) - appended;
+    // What the log has lost it has named.
+    let behind = if found.through_broker && holdings.missing == 0 { StageName::Broker } else { StageName::Wal };
+    let stages: Vec<_> = [
+        (StageName::Front, front),
+        (behind, appended - in_wal - signed(damaged) - found.in_broker - arrived),
+        (StageName::Clickhouse, missing - merged),
+    ]
+    .into_iter()
+    .filter(|(_, missing)| *missing != 0)
+    .map(|(stage, missing)| Stage { stage, missing })
+    .collect();
+    TenantReport { tenant_id: tenant, terms, balanced: stages.is_empty() && terms.difference() == 0, stages }
+}
+
+/// A count, which a bug of the front may have made negative.
+fn signed(count: u64) -> i64 {
+    count.cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::indexing_slicing, reason = "tests")]
+
+    use super::*;
+
+    const TENANT: TenantId = TenantId(Uuid::from_u128(7));
+
+    fn report(account: Account, in_wal: u64, found: Found) -> TenantReport {
+        let holdings =
+            Holdings { accounts: [(TENANT, account)].into(), events: [(TENANT, in_wal)].into(), ..Holdings::default() };
+        let report = balance(&holdings, &[(TENANT, found)].into());
+        assert_eq!(report.total, report.tenants[0].terms);
+        report.tenants[0].clone()
+    }
+
+    fn whole() -> (Account, u64, Found) {
+        let account =
+            Account { received: 125, rejected: 3, dropped: 2, duplicates: 20, appended: 100, ..Account::default() };
+        let found = Found {
+            inserted_live: 60,
+            inserted_over: 10,
+            stored: 50,
+            parked: 5,
+            erased_stored_live: 5,
+            erased_stored_over: 1,
+            left_erased: 1,
+            left_expired: 2,
+            left_dropped: 3,
+            dead_lettered: 4,
+            ..Found::default()
+        };
+        (account, 20, found)
+    }
+
+    fn stages(report: &TenantReport) -> Vec<(StageName, i64)> {
+        report.stages.iter().map(|stage| (stage.stage, stage.missing)).collect()
+    }
+
+    #[test]
+    fn what_is_whole_balances() {
+        let (account, in_wal, found) = whole();
+        let report = report(account, in_wal, found);
+        assert!(report.balanced && report.stages.is_empty() && report.terms.difference() == 0, "{report:?}");
+        assert_eq!((report.terms.erased, report.terms.expired, report.terms.dropped), (7, 11, 5));
+    }
+
+    #[test]
+    fn what_is_missing_or_too_much_is_found_where_it_is() {
+        let (account, in_wal, found) = whole();
+        let row = report(account, in_wal, Found { stored: 49, ..found });
+        assert_eq!((row.balanced, row.terms.difference(), stages(&row)), (false, 1, vec![(StageName::Clickhouse, 1)]));
+        let twice = report(account, in_wal, Found { stored: 51, ..found });
+        assert_eq!((twice.balanced, stages(&twice)), (false, vec![(StageName::Clickhouse, -1)]));
+        let record = report(account, in_wal - 4, found);
+        assert_eq!((record.balanced, record.terms.difference()), (false, 4));
+        assert_eq!(stages(&record), [(StageName::Wal, 4)]);
+        let message = Found { in_broker: 10, through_broker: true, ..found };
+        assert!(report(account, in_wal - 10, message).balanced);
+        let message = report(account, in_wal - 10, Found { in_broker: 9, ..message });
+        assert_eq!((message.terms.difference(), stages(&message)), (1, vec![(StageName::Broker, 1)]));
+        let front = report(Account { received: 126, ..account }, in_wal, found);
+        assert_eq!((front.balanced, stages(&front)), (false, vec![(StageName::Front, 1)]));
+    }
+
+    #[test]
+    fn rows_that_repeats_can_have_replaced_are_said_to_be_merged() {
+        let (account, in_wal, found) = whole();
+        let merged = report(account, in_wal, Found { stored: 48, may_be_merged: 3, ..found });
+        assert!(merged.balanced && merged.terms.merged == 2, "{merged:?}");
+        let lost = report(account, in_wal, Found { stored: 46, may_be_merged: 3, ..found });
+        assert_eq!((lost.balanced, lost.terms.merged, stages(&lost)), (false, 3, vec![(StageName::Clickhouse, 1)]));
+    }
+
+    #[test]
+    fn records_of_nobody_never_balance() {
+        let report = balance(&Holdings { lost: 2, ..Holdings::default() }, &BTreeMap::new());
+        assert!(!report.balanced);
+        assert_eq!((report.tenants[0].tenant_id, stages(&report.tenants[0])), (UNKNOWN, vec![(StageName::Wal, 2)]));
+    }
+}

@@ -1,0 +1,169 @@
+//! The ledger: every event that was ever received, and where it is now, by tenant.
+//!
+//! ```text
+//! received = rejected + dropped + duplicate + in WAL + in broker + stored + parked + dead-lettered + erased + expired + damaged
+//! ```
+//!
+//! Every term is counted where it happens, and none is made of the others: the log keeps books of what came in (`wal::books`)
+//! and is read to see what waits in it; unread messages are read from the topic; ClickHouse counts the rows that are there,
+//! what was ever inserted (under each insert's own token), and what was left out or erased.
+//!
+//! # The cut
+//! Events do not stand still. A ledger is of those in the log's books at one moment, and each is looked for in one place:
+//! records up to `done` have left the log, those behind it are counted in it (and kept until they are). Of a partition,
+//! what is before the group's commit is looked for in ClickHouse, the rest in the topic. ClickHouse is asked after the log and
+//! the topic, for nothing beyond these cuts. A measurement that does not balance is made again some times: what moves from one
+//! table to another meanwhile (parked events that go on, rows that are erased) can be seen twice or not at all.
+//!
+//! # What is compared
+//! Three sums, so that a difference has a place:
+//! - `front`: what was received, with what was rejected, dropped, repeated and committed;
+//! - `wal` (with brokers `wal` or `broker`): what was committed, with what waits and what has arrived in ClickHouse;
+//! - `clickhouse`: what has arrived, with what is there, was erased, or has expired.
+//!
+//! # Repeats that ClickHouse merges
+//! An event that is sent again outside of the dedup window is a second row, and one of the two is merged away later. Such a
+//! row is missing, and nothing says why. It is taken for one when there are enough rows that can have replaced those that
+//! are missing: of the same tenant, with a time of their own that lies further back than the window. The report says so
+//! (`merged`), and that it does not know better.
+//!
+//! # What this is not
+//! It is of one node: of the events that its log has taken in. It counts requests that were refused whole (401, 413, 429,
+//! 503) not at all. What was in ClickHouse before the books were begun is not in it.
+
+mod balance;
+mod gone;
+mod moved;
+mod show;
+mod store;
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use thiserror::Error;
+
+pub use balance::{Cut, Report, Stage, StageName, TenantReport, Terms, UNKNOWN};
+pub(crate) use gone::{Gone, Reason, erased, record};
+pub(crate) use moved::moved;
+pub use show::table;
+
+use crate::{
+    broker,
+    clickhouse::{Client, QueryError},
+    error_chain::chain,
+    ids::TenantId,
+    wal::{StoreError, Wal},
+};
+
+/// How often a ledger that does not balance is measured, and the pause between: longer than a page of parked events or a
+/// deletion of an erasure takes from one table to the next.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Why there is no ledger.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// The log cannot be counted.
+    #[error("the write-ahead log cannot be counted")]
+    Wal(#[source] StoreError),
+    /// There is no ClickHouse (yet).
+    #[error("{0}")]
+    NotReached(String),
+    /// ClickHouse refused, or cannot be reached.
+    #[error("ClickHouse cannot be asked")]
+    ClickHouse(#[from] QueryError),
+    /// The topic cannot be read.
+    #[error("the broker cannot be asked")]
+    Broker(#[source] rdkafka::error::KafkaError),
+}
+
+/// Gives the client of ClickHouse, or says why there is none.
+pub type Connect = Arc<dyn Fn() -> Result<Client, String> + Send + Sync>;
+
+/// What measures. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    wal: Wal,
+    connect: Connect,
+    /// The topics of events and of parked events; none without brokers.
+    topics: Vec<broker::Settings>,
+    /// How far back a repeat is recognised.
+    window: Duration,
+    /// It reads much: one at a time, however many ask.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The outcome of [`Source::ledger`].
+pub type Measured<'a> = Pin<Box<dyn Future<Output = Result<Report, String>> + Send + 'a>>;
+
+/// Whoever can measure a ledger.
+pub trait Source: Send + Sync {
+    /// The ledger now.
+    fn ledger(&self) -> Measured<'_>;
+}
+
+impl Source for Ledger {
+    fn ledger(&self) -> Measured<'_> {
+        Box::pin(async move { self.measure().await.map_err(|error| chain(&error)) })
+    }
+}
+
+impl Ledger {
+    /// A ledger of `wal` and of the ClickHouse that `connect` gives.
+    pub fn new(wal: Wal, connect: Connect, window: Duration) -> Self {
+        Self { wal, connect, topics: Vec::new(), window, turn: Arc::default() }
+    }
+
+    /// What leaves the log goes through a broker.
+    #[must_use]
+    pub fn with_broker(self, settings: broker::Settings) -> Self {
+        Self { topics: vec![settings.parked(), settings], ..self }
+    }
+
+    /// Measures until it balances, a few times.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when a term cannot be counted: then nothing is said.
+    pub async fn measure(&self) -> Result<Report, LedgerError> {
+        let _my_turn = self.turn.lock().await;
+        let mut tries = 1;
+        loop {
+            let report = self.once().await?;
+            if report.balanced || tries == TRIES {
+                return Ok(report);
+            }
+            tries += 1;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn once(&self) -> Result<Report, LedgerError> {
+        let client = (self.connect)().map_err(LedgerError::NotReached)?;
+        let wal = self.wal.clone();
+        let holdings = tokio::task::spawn_blocking(move || wal.holdings()).await;
+        let holdings = holdings.unwrap_or_else(|panic| Err(StoreError::Panicked(panic.to_string())));
+        let holdings = holdings.map_err(LedgerError::Wal)?;
+        let unread = if self.topics.is_empty() { None } else { Some(self.unread().await?) };
+        let found = store::count(&client, &holdings, unread.as_deref(), self.window).await?;
+        Ok(balance::balance(&holdings, &found))
+    }
+}
+
+impl Ledger {
+    async fn unread(&self) -> Result<Vec<broker::Unread>, LedgerError> {
+        let topics = self.topics.clone();
+        let read = move || topics.iter().filter_map(|topic| broker::unread(topic).transpose()).collect();
+        let read = tokio::task::spawn_blocking(read).await.unwrap_or(Err(rdkafka::error::KafkaError::Canceled));
+        read.map_err(LedgerError::Broker)
+    }
+}
+
+impl Report {
+    /// What concerns one tenant.
+    #[must_use]
+    pub fn of(self, tenant: TenantId) -> Self {
+        let Self { since, cut, tenants, .. } = self;
+        let tenants: Vec<_> = tenants.into_iter().filter(|report| report.tenant_id == tenant).collect();
+        Self::new(since, cut, tenants)
+    }
+}

@@ -1,0 +1,75 @@
+//! The ledger for people.
+
+use std::fmt::Write as _;
+
+use super::{Report, StageName, Terms, UNKNOWN};
+use crate::{ids::TenantId, table::aligned};
+
+/// A line for each tenant and one for all of them, and a sentence for each difference.
+pub fn table(report: &Report) -> String {
+    let row = |name: String, terms: &Terms| {
+        [
+            name,
+            terms.received.to_string(),
+            terms.rejected.to_string(),
+            terms.dropped.to_string(),
+            terms.duplicate.to_string(),
+            terms.in_wal.to_string(),
+            terms.in_broker.to_string(),
+            terms.stored.to_string(),
+            terms.parked.to_string(),
+            terms.dead_lettered.to_string(),
+            terms.erased.to_string(),
+            terms.expired.to_string(),
+            terms.damaged.to_string(),
+            terms.merged.to_string(),
+            terms.difference().to_string(),
+        ]
+    };
+    let name = |tenant: TenantId| if tenant == UNKNOWN { "unknown tenant".to_owned() } else { tenant.to_string() };
+    let mut rows: Vec<_> = report.tenants.iter().map(|tenant| row(name(tenant.tenant_id), &tenant.terms)).collect();
+    rows.push(row("total".to_owned(), &report.total));
+    let head = [
+        "TENANT",
+        "RECEIVED",
+        "REJECTED",
+        "DROPPED",
+        "DUPLICATE",
+        "IN WAL",
+        "IN BROKER",
+        "STORED",
+        "PARKED",
+        "DEAD",
+        "ERASED",
+        "EXPIRED",
+        "DAMAGED",
+        "MERGED",
+        "MISSING",
+    ];
+    let mut text = aligned(head, &rows, "");
+    let mut line = |arguments: std::fmt::Arguments<'_>| {
+        // Writing to a String cannot fail.
+        writeln!(text, "{arguments}").unwrap_or(());
+    };
+    line(format_args!("Events since {}, up to record {} of the log.", report.since, report.cut.seq));
+    if report.total.merged > 0 {
+        line(format_args!(
+            "merged: rows that are gone, of tenants that have sent as many events late: repeats of these, or lost."
+        ));
+    }
+    for tenant in &report.tenants {
+        for stage in &tenant.stages {
+            let name = name(tenant.tenant_id);
+            let (count, what) = (stage.missing.unsigned_abs(), if stage.missing > 0 { "missing" } else { "too many" });
+            let place = match stage.stage {
+                StageName::Front => "front: between the request and the log",
+                StageName::Wal => "wal: in the write-ahead log, or between it and ClickHouse",
+                StageName::Broker => "broker: in the log, the topic, or between these and ClickHouse",
+                StageName::Clickhouse => "clickhouse: among the rows that were inserted",
+            };
+            line(format_args!("{name}: {count} events {what} at stage {place}"));
+        }
+    }
+    line(format_args!("{}", if report.balanced { "Balanced." } else { "It does not balance." }));
+    text
+}

@@ -121,6 +121,10 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     let summary: Value = serde_json::from_str(&command(&setup, "dead-letters replay --all --json")).unwrap();
     assert_eq!((&summary["replayed"], &summary["stored"]), (&json!(0), &json!(0)), "{summary}");
     is_stored_once(&clickhouse, 10_000);
+    // What died counts as dead, and as received anew when it was replayed.
+    let ledger: Value = serde_json::from_str(&command(&setup, "ledger --json")).unwrap();
+    let total = &ledger["total"];
+    assert_eq!((&total["received"], &total["dead_lettered"], &total["stored"]), (&json!(10_008), &json!(8), &json!(10_000)), "{ledger}");
 }
 
 /// Letters as an engine in `home` keeps them, `count` of them of `bytes` bytes each, for user `user` of `tenant`.
@@ -314,5 +318,6 @@ fn foreign_garbage_in_the_topic_holds_nothing_up() {
     held(&clickhouse, 5);
     let letters = list(&setup, "--stage source");
     assert!(letters.iter().all(|letter| letter["message"]["topic"] == "overwatch.events"), "{letters:?}");
+    setup.ledger().unwrap();
     is_up(&engine);
 }

@@ -16,6 +16,7 @@ struct Rig {
     clickhouse: ClickHouse,
     server: Server,
     proxy: FaultProxy,
+    setup: Setup,
     home: tempfile::TempDir,
 }
 
@@ -35,12 +36,12 @@ fn rig_with(sink: &str) -> Rig {
     eventually("all is up", || engine.get("/health").json()["status"] == "up");
     let clickhouse = ClickHouse::at(&format!("http://127.0.0.1:{}", server.port));
     clickhouse.stop_merges();
-    Rig { engine, clickhouse, server, proxy, home }
+    Rig { engine, clickhouse, server, proxy, setup, home }
 }
 
 #[test]
 fn refusals_slowness_and_lost_answers_of_inserts_lose_and_double_nothing() {
-    let Rig { engine, clickhouse, proxy, .. } = &rig();
+    let Rig { engine, clickhouse, proxy, setup, .. } = &rig();
     let load = Load::start(engine);
     let faults = [
         Fault::Answer(500, None, "Internal Server Error"),
@@ -64,12 +65,13 @@ fn refusals_slowness_and_lost_answers_of_inserts_lose_and_double_nothing() {
     let sent = load.stop();
     assert_eq!((sent.refused.clone(), sent.broken), (Vec::new(), 0), "accepted throughout");
     sent.is_stored_once(clickhouse);
+    setup.ledger().unwrap();
     eventually("health clears by itself", || engine.get("/health").json()["status"] == "up");
 }
 
 #[test]
 fn a_view_that_fails_is_named_and_holds_up_its_partition_until_it_is_mended() {
-    let Rig { engine, clickhouse, .. } = &rig();
+    let Rig { engine, clickhouse, setup, .. } = &rig();
     let load = Load::start(engine);
     load.wait_for_requests(20);
     clickhouse.query(
@@ -83,11 +85,12 @@ fn a_view_that_fails_is_named_and_holds_up_its_partition_until_it_is_mended() {
     clickhouse.query("DROP VIEW overwatch.broken_mv");
     eventually("health clears by itself", || engine.component("sink")["state"] == "up");
     load.stop().is_stored_once(clickhouse);
+    setup.ledger().unwrap();
 }
 
 #[test]
 fn a_server_that_hangs_and_goes_on_loses_and_doubles_nothing() {
-    let Rig { engine, clickhouse, server, .. } = &rig();
+    let Rig { engine, clickhouse, server, setup, .. } = &rig();
     let load = Load::start(engine);
     for _ in 0..2 {
         load.wait_for_requests(20);
@@ -102,12 +105,13 @@ fn a_server_that_hangs_and_goes_on_loses_and_doubles_nothing() {
     let sent = load.stop();
     assert_eq!((sent.refused.clone(), sent.broken), (Vec::new(), 0), "accepted throughout");
     sent.is_stored_once(clickhouse);
+    setup.ledger().unwrap();
 }
 
 /// What a crash between the log of tokens and the part, or a disk, can do: the token is known and the rows are not there.
 #[test]
 fn a_part_that_is_missing_while_its_token_is_logged_is_put_back_without_the_views() {
-    let Rig { engine, clickhouse, mut server, proxy, home } = rig_with("inserts_in_flight = 1");
+    let Rig { engine, clickhouse, mut server, proxy, home, .. } = rig_with("inserts_in_flight = 1");
     let load = Load::start(&engine);
     load.wait_for_requests(20);
     // Stored, as nobody knows: the sink repeats it. Before it does, the part is gone and its token is not.

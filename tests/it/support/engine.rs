@@ -154,6 +154,12 @@ impl Setup {
         Engine { child, log, reader: Some(reader), api: format!("http://{api}"), agent: agent() }
     }
 
+    /// Fails with what the `ledger` command says when it does not balance.
+    pub fn ledger(&self) -> Result<(), String> {
+        let (status, words) = self.run("ledger");
+        if status.success() { Ok(()) } else { Err(words) }
+    }
+
     /// Runs a subcommand to its end.
     pub fn run(&self, subcommand: &str) -> (ExitStatus, String) {
         let mut child = self.command(subcommand).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -331,6 +331,9 @@ impl Rig {
     pub fn check(&mut self) -> Audit {
         let mut audit = self.sent.audit(&self.clickhouse(), 2 * DEADLINE);
         audit.faults.append(&mut self.trouble);
+        if let Err(words) = self.setup.ledger() {
+            audit.faults.push(words);
+        }
         audit
     }
 

@@ -106,14 +106,16 @@ pub(crate) fn unread(settings: &Settings) -> Result<Option<Unread>, KafkaError> 
                 open.remove(&partition);
             }
             // The offset is gone: the sink will say so, and what is missing is missing.
-            Some(Err(KafkaError::MessageConsumption(
-                RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset,
-            ))) => {}
+            Some(Err(error)) if offset_is_gone(&error) => {}
             Some(Err(error)) => return Err(error),
             None => {}
         }
     }
     Ok(Some(unread))
+}
+
+fn offset_is_gone(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset))
 }
 
 fn take(message: &impl Message, unread: &mut Unread) {

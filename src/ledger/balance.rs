@@ -166,7 +166,9 @@ pub struct Report {
 impl Report {
     pub(super) fn new(since: Timestamp, cut: Cut, tenants: Vec<TenantReport>) -> Self {
         let mut total = Terms::default();
-        tenants.iter().for_each(|tenant| total.add(&tenant.terms));
+        for tenant in &tenants {
+            total.add(&tenant.terms);
+        }
         Self { balanced: tenants.iter().all(|tenant| tenant.balanced), since, cut, total, tenants }
     }
 }

@@ -372,6 +372,8 @@ impl Writer {
             if !reading {
                 generation.close();
             }
+            // Its last size was measured while it was written: some megabytes may have come since.
+            generation.bytes.store(0, Relaxed);
         });
     }
 

@@ -65,7 +65,9 @@ impl Row {
     pub fn failed(panic: &(dyn Any + Send)) -> Self {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default();
-        Self { trouble: vec![text.lines().next().unwrap_or("panicked").to_owned()], ..Self::default() }
+        // The log of the engine follows in some, which is printed already.
+        let text: Vec<_> = text.lines().take(3).collect();
+        Self { trouble: vec![format!("panicked: {}", text.join(" / "))], ..Self::default() }
     }
 
     pub fn summary(&self) -> String {

@@ -84,10 +84,13 @@ pub fn random(below: u64) -> u64 {
 
 fn behind(setup: Setup, broker: &KafkaProxy) -> Setup {
     // A member that is killed is missed by its group soon.
-    let debug = std::env::var("KAFKA_DEBUG").unwrap_or_default();
-    let properties = format!("[redpanda.properties]\n\"session.timeout.ms\" = \"6000\"\ndebug = \"{debug}\"");
-    let level = if debug.is_empty() { "info" } else { "info,ingestion_engine::broker=trace" };
-    setup.broker(&broker.address().to_string()).config(&properties).env("INGESTION_LOG_LEVEL", level)
+    let mut properties = "[redpanda.properties]\n\"session.timeout.ms\" = \"6000\"\n".to_owned();
+    let mut setup = setup.broker(&broker.address().to_string());
+    if let Ok(debug) = std::env::var("KAFKA_DEBUG") {
+        writeln!(properties, "debug = \"{debug}\"").unwrap();
+        setup = setup.env("INGESTION_LOG_LEVEL", "info,ingestion_engine::broker=trace");
+    }
+    setup.config(&properties)
 }
 
 /// A start, and the time that it took from the process to ready.

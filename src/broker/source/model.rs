@@ -381,7 +381,9 @@ impl World {
             }
             self.leave_inserts(member);
             let Member { state, prepared, .. } = &mut self.members[member];
-            all.iter().for_each(|id| state.remove(*id));
+            for id in &all {
+                state.remove(*id);
+            }
             prepared.clear();
         }
         self.generation += 1;

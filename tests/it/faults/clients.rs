@@ -85,7 +85,6 @@ fn clients_that_vanish_in_the_middle_of_a_body_leave_nothing_behind() {
             answer = engine.try_ingest(&large);
             answer.as_ref().is_some_and(|answer| answer.status == 200)
         });
-        // It is no part of the load, so it is taken out of the count.
     }
     clickhouse.wait_for("SELECT count() FROM overwatch.events WHERE name = 'large'", "8");
     assert_eq!(clickhouse.number("SELECT count() FROM overwatch.events WHERE path = '/never'"), 0);

@@ -50,7 +50,7 @@ pub use budget::Full;
 pub use error::{ApiError, RejectedEvent, RejectionCode};
 pub use health::{Probe, Readiness};
 pub use rate_limits::Policy;
-pub use server::{Server, ServerSettings};
+pub use server::{ADMIN_CONNECTIONS, Server, ServerSettings, most_connections};
 
 use self::budget::Budget;
 use crate::{

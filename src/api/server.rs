@@ -2,10 +2,14 @@
 //!
 //! axum's own `serve` bounds neither how long a client may take over its headers nor how long a shutdown may wait; this
 //! loop does both with the same hyper underneath.
+//!
+//! Connections take file descriptors, and so do the log, the broker's client and ClickHouse's: a flood of connections gets
+//! what is left beside a share for these, and the rest of it waits in the kernel.
 
 use std::{
     io,
     net::SocketAddr,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,7 +20,11 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::net::{TcpListener, TcpStream};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
@@ -29,6 +37,27 @@ pub struct ServerSettings {
     pub header_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub shutdown: Duration,
+    /// Connections that are open at once; more wait in the kernel.
+    pub connections: usize,
+}
+
+/// Files that the engine opens beside connections: some for each generation of the log, each plugin, each broker, each insert,
+/// and each connection to the admin port.
+const OWN_FILES: usize = 512;
+
+/// Connections of the admin port: a scraper's, a probe's, an operator's.
+pub const ADMIN_CONNECTIONS: usize = 100;
+
+/// As many connections as the system's limit of open files leaves room for: all but [`OWN_FILES`], and half where there are
+/// few. The limit is first raised as far as it goes.
+pub fn most_connections() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files cannot be raised");
+    }
+    let files = getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    files.saturating_sub(OWN_FILES).max(files / 2)
 }
 
 /// A bound port that is not served yet.
@@ -36,6 +65,8 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     settings: ServerSettings,
+    /// Each open connection has one.
+    places: Arc<Semaphore>,
 }
 
 impl Server {
@@ -47,7 +78,8 @@ impl Server {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}"));
         let listener = TcpListener::bind((host, port)).await.map_err(named)?;
         let address = listener.local_addr().map_err(named)?;
-        Ok(Self { listener, address, settings })
+        let places = Arc::new(Semaphore::new(settings.connections.clamp(1, Semaphore::MAX_PERMITS)));
+        Ok(Self { listener, address, settings, places })
     }
 
     /// The address as bound.
@@ -66,11 +98,12 @@ impl Server {
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = self.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => {
-                    serve(&builder, &connections, stream, WithPeer { router: router.clone(), peer: Peer(peer.ip()) });
+                Ok((stream, peer, place)) => {
+                    let service = WithPeer { router: router.clone(), peer: Peer(peer.ip()) };
+                    serve(&builder, &connections, stream, service, place);
                 }
                 // The client has gone again: nothing to do.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -87,6 +120,18 @@ impl Server {
             Ok(()) => 0,
             Err(_) => open,
         }
+    }
+}
+
+impl Server {
+    /// The next connection, once there is a place for it.
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+        if self.places.available_permits() == 0 {
+            tracing::warn!("as many connections are open as the limit of open files has room for; more wait");
+        }
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, peer) = self.listener.accept().await?;
+        Ok((stream, peer, place))
     }
 }
 
@@ -115,7 +160,13 @@ where
     }
 }
 
-fn serve(builder: &auto::Builder<TokioExecutor>, connections: &GracefulShutdown, stream: TcpStream, service: WithPeer) {
+fn serve(
+    builder: &auto::Builder<TokioExecutor>,
+    connections: &GracefulShutdown,
+    stream: TcpStream,
+    service: WithPeer,
+    place: OwnedSemaphorePermit,
+) {
     // Answers are small and complete: waiting for more to send with them only adds latency.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -127,5 +178,6 @@ fn serve(builder: &auto::Builder<TokioExecutor>, connections: &GracefulShutdown,
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection ended with an error");
         }
+        drop(place);
     });
 }

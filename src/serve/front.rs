@@ -77,9 +77,11 @@ impl Front {
         port: u16,
         router: Router,
     ) -> Result<()> {
-        let server = Server::bind(host, port, settings::server(&common.config))
-            .await
-            .with_context(|| format!("starting the {name} port"))?;
+        let mut settings = settings::server(&common.config);
+        if name == "admin" {
+            settings.connections = api::ADMIN_CONNECTIONS;
+        }
+        let server = Server::bind(host, port, settings).await.with_context(|| format!("starting the {name} port"))?;
         tracing::info!(address = %server.address(), "{name} listening");
         self.servers.push(tokio::spawn(server.run(router, self.stop.clone())));
         Ok(())

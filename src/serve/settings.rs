@@ -67,7 +67,11 @@ pub(super) fn limits(config: &Config) -> api::Limits {
 }
 
 pub(super) fn server(config: &Config) -> api::ServerSettings {
-    api::ServerSettings { header_timeout: config.server.header_timeout, shutdown: config.shutdown.requests }
+    api::ServerSettings {
+        header_timeout: config.server.header_timeout,
+        shutdown: config.shutdown.requests,
+        connections: api::most_connections(),
+    }
 }
 
 /// A tenant of the file, as the front takes it.

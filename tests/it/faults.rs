@@ -3,6 +3,7 @@
 mod broker;
 mod broker_errors;
 mod clickhouse;
+mod clients;
 mod clock;
 mod disk;
 mod engine;

@@ -45,7 +45,7 @@ const MEMBERS: usize = 2;
 const LOG: WalId = WalId(Uuid::from_u128(7));
 const LIMITS: RangeLimits = RangeLimits { rows: 4, bytes: 1 << 20, age: Duration::from_hours(1), expiries: 20 };
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Send { partition: u32, messages: usize },
     Ack { partition: u32, messages: usize },
@@ -381,7 +381,9 @@ impl World {
             }
             self.leave_inserts(member);
             let Member { state, prepared, .. } = &mut self.members[member];
-            all.iter().for_each(|id| state.remove(*id));
+            for id in &all {
+                state.remove(*id);
+            }
             prepared.clear();
         }
         self.generation += 1;

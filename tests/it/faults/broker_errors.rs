@@ -3,7 +3,7 @@
 //!
 //! The mock keeps 5 MB of a partition and drops the oldest, so the load is gentle. It does not look at the sequences of an
 //! idempotent producer (only at those of transactions): when it refuses one request it takes the next one that is on its way,
-//! which a broker does not. So one request at a time is on its way.
+//! which a broker does not. So batches follow each other slowly enough for the answer to one to come before the next is sent.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ fn rig() -> Rig {
     let engine = Setup::new(home.path())
         .broker(&cluster.bootstrap_servers())
         .config("[sink]\nmax_age = \"50ms\"\n[redpanda.properties]\n\"session.timeout.ms\" = \"6000\"")
-        .config("\"max.in.flight.requests.per.connection\" = \"1\"")
+        .config("\"linger.ms\" = \"300\"")
         .start();
     let clickhouse = engine.clickhouse();
     clickhouse.stop_merges();
@@ -211,6 +211,7 @@ fn every_error_of_the_group_is_outlived() {
     rig.ends_well();
 }
 
+/// Not a partition without any leader: the mock itself does not survive a fetch from one.
 #[test]
 fn leaders_and_coordinators_that_move_and_brokers_that_go_lose_nothing() {
     let rig = rig();
@@ -231,15 +232,6 @@ fn leaders_and_coordinators_that_move_and_brokers_that_go_lose_nothing() {
         rig.arrives("while a broker is away");
         rig.cluster.broker_up(gone).unwrap();
     }
-    // No leader at all for some seconds.
-    for partition in 0..PARTITIONS {
-        rig.cluster.partition_leader(TOPIC, partition, None).unwrap();
-    }
-    rig.load.wait_for_requests(100);
-    for partition in 0..PARTITIONS {
-        rig.cluster.partition_leader(TOPIC, partition, Some(1)).unwrap();
-    }
-    rig.arrives("after there was no leader");
     rig.ends_well();
 }
 

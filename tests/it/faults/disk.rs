@@ -195,9 +195,10 @@ fn a_full_disk_of_log_and_clickhouse_refuses_and_recovers_by_itself() {
     load.wait_for_requests(20);
     disk.fill();
     refuses(&engine, &mut probes);
-    engine.kill();
+    // Told to stop while nothing can be written.
+    assert_eq!(engine.terminate().code(), Some(0), "{}", engine.log());
     let mut sent = load.stop();
-    assert!(sent.only_refused_with(&["wal_disk_reserve", "wal_no_space"]), "{:?}", sent.refused);
+    assert!(sent.only_refused_with(&["wal_disk_reserve", "wal_no_space", "shutting_down"]), "{:?}", sent.refused);
     let engine = setup.start();
     refuses(&engine, &mut probes);
     disk.free();

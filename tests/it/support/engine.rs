@@ -76,12 +76,19 @@ pub struct Setup {
     top: String,
     sections: String,
     environment: Vec<(String, String)>,
+    files: Option<u32>,
 }
 
 impl Setup {
     /// An engine whose files are in `folder`.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), top: String::new(), sections: String::new(), environment: Vec::new() }
+        Self {
+            folder: folder.to_owned(),
+            top: String::new(),
+            sections: String::new(),
+            environment: Vec::new(),
+            files: None,
+        }
     }
 
     /// The tenants' file; with the one test tenant, unless the test has written another before it starts the engine.
@@ -98,6 +105,12 @@ impl Setup {
     /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Lets the engine open so many files and no more.
+    pub fn files(mut self, files: u32) -> Self {
+        self.files = Some(files);
         self
     }
 
@@ -123,7 +136,12 @@ impl Setup {
             self.top, self.sections
         );
         std::fs::write(&file, toml).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ingestion-engine"));
+        let program = env!("CARGO_BIN_EXE_ingestion-engine");
+        let mut command = Command::new(if self.files.is_some() { "prlimit" } else { program });
+        if let Some(files) = self.files {
+            // It becomes the engine: the process is the same.
+            command.arg(format!("--nofile={files}")).arg(program);
+        }
         command.arg("--config").arg(file).args(subcommand.split_whitespace());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("INGESTION_")) {
             command.env_remove(name);

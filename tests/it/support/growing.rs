@@ -68,9 +68,12 @@ impl Growing {
     }
 }
 
+/// Kind and version of the requests without an answer, by correlation.
+type Asked = HashMap<[u8; 4], (i16, i16)>;
+
 /// Forwards both ways, message by message.
 fn serve(shared: &Arc<Shared>, client: &TcpStream, server: &TcpStream) {
-    let asked: Arc<Mutex<HashMap<[u8; 4], (i16, i16)>>> = Arc::default();
+    let asked: Arc<Mutex<Asked>> = Arc::default();
     for stream in [client, server] {
         stream.set_nodelay(true).unwrap();
     }

@@ -124,7 +124,11 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     // What died counts as dead, and as received anew when it was replayed.
     let ledger: Value = serde_json::from_str(&command(&setup, "ledger --json")).unwrap();
     let total = &ledger["total"];
-    assert_eq!((&total["received"], &total["dead_lettered"], &total["stored"]), (&json!(10_008), &json!(8), &json!(10_000)), "{ledger}");
+    assert_eq!(
+        (&total["received"], &total["dead_lettered"], &total["stored"]),
+        (&json!(10_008), &json!(8), &json!(10_000)),
+        "{ledger}"
+    );
 }
 
 /// Letters as an engine in `home` keeps them, `count` of them of `bytes` bytes each, for user `user` of `tenant`.

@@ -102,8 +102,8 @@ pub async fn run(client: &Client, front: &dyn Front, filter: &Filter) -> Result<
         let mut by_tenant: BTreeMap<Uuid, Vec<(Uuid, Uuid, String)>> = BTreeMap::new();
         for entry in &page {
             match event_of(entry) {
-                Ok(Event { tenant_id, event_id, json }) => {
-                    by_tenant.entry(tenant_id.0).or_default().push((entry.letter_id, event_id.0, json));
+                Ok(Event { tenant_id, id, json }) => {
+                    by_tenant.entry(tenant_id.0).or_default().push((entry.letter_id, id.0, json));
                 }
                 Err(reason) => summary.stays(entry.letter_id, reason),
             }
@@ -148,7 +148,7 @@ async fn mark(store: &Store, letters: Vec<Uuid>) -> Result<(), String> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event {
     pub(super) tenant_id: TenantId,
-    pub(super) event_id: EventId,
+    pub(super) id: EventId,
     pub(super) json: String,
 }
 
@@ -196,7 +196,7 @@ fn of_sent(tenant_id: TenantId, event_id: EventId, timestamp_ms: Option<i64>, js
     if let Some(timestamp_ms) = timestamp_ms {
         sent.insert("timestamp".to_owned(), Value::from(timestamp_ms));
     }
-    Ok(Event { tenant_id, event_id, json: Value::Object(sent).to_string() })
+    Ok(Event { tenant_id, id: event_id, json: Value::Object(sent).to_string() })
 }
 
 /// A row as the event that it was. What is empty was not sent.
@@ -250,5 +250,5 @@ fn of_event(row: &EventRow<'_>) -> Event {
             event.insert(name.to_owned(), object);
         }
     }
-    Event { tenant_id: row.tenant_id, event_id: row.event_id, json: Value::Object(event).to_string() }
+    Event { tenant_id: row.tenant_id, id: row.event_id, json: Value::Object(event).to_string() }
 }

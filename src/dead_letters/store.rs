@@ -176,6 +176,7 @@ pub(super) struct Held {
 }
 
 #[derive(clickhouse::Row, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "columns")]
 struct Place {
     #[serde(with = "clickhouse::serde::uuid")]
     wal_id: Uuid,
@@ -204,7 +205,9 @@ impl Store {
     /// Inserts letters. Those that are there already stay one.
     pub(super) async fn insert(&self, letters: &[Letter]) -> Result<(), QueryError> {
         let mut body = Vec::new();
-        letters.iter().for_each(|letter| letter.write_row(&mut body));
+        for letter in letters {
+            letter.write_row(&mut body);
+        }
         let sql = format!("INSERT INTO {}.dead_letters ({COLUMNS}) FORMAT RowBinary", self.database);
         let token = Uuid::new_v4();
         self.client.insert(&sql, &insert_settings(&token, letters.len()), Bytes::from(body)).await

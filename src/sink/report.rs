@@ -39,7 +39,8 @@ impl Report {
         let (general, cause) = match error {
             AttemptError::Query(error)
             | AttemptError::Schema(MigrateError::Records(error))
-            | AttemptError::Recount(RecountError::Query(error)) => self.explain(error),
+            | AttemptError::Recount(RecountError::Query(error))
+            | AttemptError::Bisect(BisectError::Query(error)) => self.explain(error),
             AttemptError::Plugins(error) => match error.query() {
                 Some(query) if *query.kind() == Kind::Infrastructure && query.code().is_none() => self.explain(query),
                 _ => (true, error.to_string()),
@@ -47,7 +48,6 @@ impl Report {
             AttemptError::Rows(error)
             | AttemptError::Recount(RecountError::Rows(error))
             | AttemptError::Bisect(BisectError::Rows(error)) => (false, chain(error)),
-            AttemptError::Bisect(BisectError::Query(error)) => self.explain(error),
             AttemptError::Bisect(error @ BisectError::Table { .. }) => (true, chain(error)),
             AttemptError::Letters(error) => (false, format!("dead letters cannot be kept: {error}")),
             AttemptError::PutAside { .. } => (false, error.to_string()),

@@ -354,17 +354,23 @@ fn window_of(
     let secret = window_secret(&settings.dir)?;
     let mut window = Window::new(settings, secret, jiff::Timestamp::now().as_millisecond());
     let mut segments = window.files().map_err(failed("read the dedup window in"))?;
-    // From the newest on, until one began before the window: what is older is all out of it.
-    let (mut rescanned, mut without_file) = (0, Vec::new());
+    // From the newest on, until there are more ids than the window holds, or one began before it: what is older is out of it,
+    // and has no file any more.
+    let (mut ids, mut without_file) = (0, Vec::new());
     for generation in generations.iter().rev() {
-        if !segments.contains_key(&generation.ordinal) && rescanned < settings.dedup_ids {
+        if ids > settings.dedup_ids || settings.dedup_ids == 0 {
+            break;
+        }
+        if let Some(segment) = segments.get(&generation.ordinal) {
+            ids += segment.len();
+        } else {
             let mut rescan = Rescan::new(&window, generation.ordinal);
             let each = |record: &Record| rescan.record(record);
             let db = look(settings, generation, generation.first, marks, metrics, gaps, each)?;
             super::generation::answers(&db, |value| rescan.answer(value)).map_err(OpenError::Store)?;
             close(db)?;
             let segment = rescan.finish();
-            rescanned += segment.len();
+            ids += segment.len();
             segments.insert(generation.ordinal, segment);
             without_file.push(generation.ordinal);
         }

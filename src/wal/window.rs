@@ -525,6 +525,10 @@ impl Window {
         let mut fresh = Vec::with_capacity(segment.ids.len());
         let mut end = segment.ids.len();
         for (at_ms, count) in segment.commits.into_iter().rev() {
+            if self.ids.len() > self.most {
+                // Newer ones are too many already.
+                break;
+            }
             let start = end.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
             let before = fresh.len();
             let ids = segment.ids.get(start..end).unwrap_or_default();

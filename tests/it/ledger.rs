@@ -1,6 +1,6 @@
 //! Every event is somewhere, the ledger knows where, and says when one is not.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use ingestion_engine::{
     health::Health,
@@ -19,7 +19,7 @@ use crate::{
         fault_proxy::{Fault, FaultProxy},
         load::Load,
         plugins::{copy_in, pilot},
-        tansu::Tansu,
+        tansu::{Tansu, free_port},
     },
 };
 
@@ -287,6 +287,21 @@ fn send(engine: &Engine, events: usize) {
     assert_eq!(engine.ingest(body.to_string()).status, 200);
 }
 
+/// Damages the second record in the log of an engine that is stopped: its first bytes say that it is one.
+fn lose_second_record(home: &Path) {
+    let magic = [0xe7, b'W', b'A', b'L'];
+    let mut logs: Vec<_> = fs::read_dir(home.join("data/wal/log")).unwrap().map(|e| e.unwrap().path()).collect();
+    logs.sort();
+    let damaged = logs.iter().map(|log| log.join("db")).find_map(|db| {
+        let mut bytes = fs::read(&db).unwrap();
+        let places: Vec<_> = (0..bytes.len() - 4).filter(|at| bytes[*at..*at + 4] == magic).collect();
+        let place = places.get(1)?;
+        bytes[*place] ^= 1;
+        fs::write(&db, bytes).ok()
+    });
+    assert!(damaged.is_some());
+}
+
 #[test]
 fn a_record_of_the_log_that_is_gone_is_missed() {
     let home = tempfile::tempdir().unwrap();
@@ -297,18 +312,7 @@ fn a_record_of_the_log_that_is_gone_is_missed() {
     let report = balanced(&setup);
     assert_eq!(terms(&report, TENANT), json!({"received": 23, "in_wal": 23}));
     assert!(engine.terminate().success());
-    // The second record: its first bytes say that it is one.
-    let magic = [0xe7, b'W', b'A', b'L'];
-    let mut logs: Vec<_> = fs::read_dir(home.path().join("data/wal/log")).unwrap().map(|e| e.unwrap().path()).collect();
-    logs.sort();
-    let damaged = logs.iter().map(|log| log.join("db")).find_map(|db| {
-        let mut bytes = fs::read(&db).unwrap();
-        let places: Vec<_> = (0..bytes.len() - 4).filter(|at| bytes[*at..*at + 4] == magic).collect();
-        let place = places.get(1)?;
-        bytes[*place] ^= 1;
-        fs::write(&db, bytes).ok()
-    });
-    assert!(damaged.is_some());
+    lose_second_record(home.path());
     assert_eq!(missing(&setup), is_missing("wal", 7));
     let _engine = setup.start();
     assert_eq!(missing(&setup), is_missing("wal", 7));
@@ -399,4 +403,36 @@ fn rows_that_get_another_retention_are_the_same_rows() {
     let inserted = "SELECT expires_at, sum(rows) FROM overwatch.ledger_inserted GROUP BY 1 HAVING sum(rows) != 0";
     let stored = "SELECT expires_at, count() FROM overwatch.events GROUP BY 1";
     assert_eq!(clickhouse.query(inserted), clickhouse.query(stored));
+}
+
+#[test]
+fn a_record_that_is_gone_before_it_was_relayed_is_missed_in_the_log() {
+    let home = tempfile::tempdir().unwrap();
+    // There is no broker yet.
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let setup = Setup::new(home.path()).broker(&address.to_string()).config("[shutdown]\nrelay = \"1s\"");
+    let mut engine = setup.start();
+    for events in [5, 7, 11] {
+        send(&engine, events);
+    }
+    engine.terminate();
+    lose_second_record(home.path());
+    let _broker = Tansu::start_on(address, address);
+    assert_eq!(missing(&setup), is_missing("wal", 7));
+    let engine = setup.start();
+    engine.clickhouse().wait_for("SELECT count() FROM overwatch.events", "16");
+    eventually("what is left has arrived", || ledger(&setup).0["total"]["stored"] == 16);
+    assert_eq!(missing(&setup), is_missing("wal", 7));
+}
+
+#[test]
+fn what_is_erased_before_it_is_stored_is_not_missed() {
+    let home = tempfile::tempdir().unwrap();
+    let (setup, engine, _server, proxy) = held_up(home.path());
+    let of = |user: &str| json!({"type": "pageview", "path": "/", "user_id": user});
+    assert_eq!(engine.ingest(json!([of("ann"), of("bob"), of("ann"), of("ann")]).to_string()).status, 200);
+    let (status, text) = setup.run("erase --user ann");
+    assert!(status.success(), "{text}");
+    proxy.set(Fault::None);
+    assert_eq!(terms(&settled(&setup), TENANT), json!({"received": 4, "stored": 1, "erased": 3}));
 }

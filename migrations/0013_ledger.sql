@@ -46,7 +46,7 @@ FROM ${database}.parked_events AS p
 GROUP BY tenant_id, wal_id, source, topic, partition, expires_at;
 
 -- Events that are in no table, each by where it entered, so that whatever is said twice counts once: `expired` (its time was
--- over when it arrived), `erased` (on request), `dropped` (by a plugin, when it was parked before). `stored` = 1: it was in
+-- over when it arrived), `erased` (on request), `dropped` (by a plugin, when it was parked before), `dead` (a dead letter). `stored` = 1: it was in
 -- a table before. No ids but the tenant's.
 
 CREATE TABLE IF NOT EXISTS ${database}.ledger_gone ${on_cluster}

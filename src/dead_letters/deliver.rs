@@ -17,6 +17,7 @@ use crate::{
     erasure::{Erasures, Set},
     error_chain::chain,
     health::Component,
+    ledger::Reason,
 };
 
 /// How often the letters in the table are counted.
@@ -108,10 +109,15 @@ impl Delivery {
             let read = self.on_disk(move |_| spool::read(&file)).await?;
             // Held until the insert has ended, as the sink holds it.
             let erased = self.erasures.lease().await?;
-            let kept: Vec<Letter> = read.into_iter().filter(|letter| !is_erased(&erased, letter)).collect();
+            let (gone, kept): (Vec<Letter>, Vec<Letter>) =
+                read.into_iter().partition(|letter| is_erased(&erased, letter));
             if !kept.is_empty() {
                 self.store.insert(&kept).await?;
             }
+            // A letter goes one day; that its event has ended here stays said.
+            let dead = kept.iter().flat_map(|letter| letter.gone(Reason::Dead));
+            let ended = dead.chain(gone.iter().flat_map(|letter| letter.gone(Reason::Erased)));
+            self.store.note(&ended.collect::<Vec<_>>()).await?;
             drop(erased);
             self.on_disk(move |letters| letters.spool.remove(&to_remove)).await?;
         }

@@ -11,7 +11,9 @@ use uuid::Uuid;
 
 use crate::{
     ids::{EventId, TenantId, WalId},
+    ledger::{Gone, Reason},
     row::{self, EventRow, Origin, ParkedRow, Position, Row, Table},
+    wal::Record,
 };
 
 /// Where something could not go on.
@@ -104,9 +106,17 @@ pub struct About {
     pub origin: Option<(WalId, u64, u32)>,
     /// Where it was read.
     pub message: Option<MessageLine>,
+    /// How many events the bytes hold, from the one that entered at `origin` on; 0 is taken for one.
+    pub events: u32,
 }
 
 impl About {
+    /// What a record of the log says of `events` of its events that cannot be read.
+    pub fn of_record(record: &Record, events: u32) -> Self {
+        let (tenant_id, received_at_ms) = (record.tenant.0, Some(record.received_at_ms));
+        Self { tenant_id, received_at_ms, events, ..Self::default() }
+    }
+
     /// What the bytes themselves say.
     pub fn read(form: Form, bytes: &[u8]) -> Self {
         let of_row = |row: &Row<'_>, origin: Option<&Origin>| match row {
@@ -142,6 +152,7 @@ impl About {
             anonymous_id: row.anonymous_id.to_string(),
             origin: origin.map(place_of),
             message: None,
+            events: 1,
         }
     }
 
@@ -254,6 +265,8 @@ pub struct Letter {
     pub offset: u64,
     /// Where it stood in a topic.
     pub line: u32,
+    /// How many events the bytes hold.
+    pub events: u32,
     /// The original bytes.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub bytes: Vec<u8>,
@@ -292,8 +305,29 @@ impl Letter {
             partition,
             offset,
             line,
+            events: about.events.max(1),
             bytes: letter.bytes.to_vec(),
         }
+    }
+
+    /// Its events, for the ledger: they end here. None of what did not enter through a log.
+    pub(super) fn gone(&self, reason: Reason) -> Vec<Gone> {
+        let events = if self.wal_id.0.is_nil() { 0 } else { self.events };
+        let gone = |ordinal| Gone {
+            tenant: self.tenant_id,
+            origin: Origin {
+                wal_id: self.wal_id,
+                wal_seq: self.wal_seq,
+                wal_ordinal: self.wal_ordinal.saturating_add(ordinal),
+                relayed_at_ms: 0,
+            },
+            topic: self.topic.clone(),
+            partition: self.partition,
+            offset: self.offset,
+            expires_at: self.expires_at,
+            reason,
+        };
+        (0..events).map(gone).collect()
     }
 
     /// Its row as `RowBinary` has it, in the order of [`COLUMNS`].

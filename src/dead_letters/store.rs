@@ -11,6 +11,7 @@ use super::letter::{COLUMNS, Letter};
 use crate::{
     clickhouse::{Client, QueryError, REWRITE_TIMEOUT, quote_identifier, quote_text},
     ids::WalId,
+    ledger::{self, Gone},
     sink::insert_settings,
 };
 
@@ -211,6 +212,11 @@ impl Store {
         let sql = format!("INSERT INTO {}.dead_letters ({COLUMNS}) FORMAT RowBinary", self.database);
         let token = Uuid::new_v4();
         self.client.insert(&sql, &insert_settings(&token, letters.len()), Bytes::from(body)).await
+    }
+
+    /// Tells the ledger that events ended here.
+    pub(super) async fn note(&self, gone: &[Gone]) -> Result<(), QueryError> {
+        ledger::record(&self.client, gone).await
     }
 
     /// Held letters that `filter` names, after the letter `after` in the order of their names; `with_bytes`: their bytes too.

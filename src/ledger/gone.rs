@@ -19,6 +19,8 @@ pub(crate) enum Reason {
     Erased,
     /// A plugin did not want it when it was run again.
     Dropped,
+    /// It became a dead letter. Whatever becomes of that: an event that is replayed is received anew.
+    Dead,
 }
 
 /// One event.

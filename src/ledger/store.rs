@@ -102,7 +102,7 @@ pub(super) async fn count(
             "left erased" => &mut found.left_erased,
             "left expired" => &mut found.left_expired,
             "left dropped" => &mut found.left_dropped,
-            "dead" => &mut found.dead_lettered,
+            "left dead" => &mut found.dead_lettered,
             _ => continue,
         };
         *place += events;
@@ -194,7 +194,7 @@ impl Asked<'_> {
 
     async fn counts(&self) -> Result<Vec<Count>, QueryError> {
         let Self { database, cut, end, now, .. } = self;
-        let mut questions = vec![
+        let questions = vec![
             format!(
                 "SELECT tenant_id, if(expires_at > {now}, 'inserted live', 'inserted over') AS kind, \
                  sum(if(source = 'released', -rows, rows)) AS events \
@@ -232,30 +232,11 @@ impl Asked<'_> {
                  WHERE wal_seq BETWEEN first AND till AND offset < {end} GROUP BY tenant_id, kind"
             ),
         ];
-        questions.extend(self.dead_letters().await?);
         let mut counts = Vec::new();
         for question in questions {
             counts.extend(self.client.fetch_within::<Count>(&question, REWRITE_TIMEOUT).await?);
         }
         Ok(counts)
-    }
-
-    /// Whatever was done with a letter since, its event ended there: one that is replayed is received anew.
-    async fn dead_letters(&self) -> Result<Option<String>, QueryError> {
-        let Self { database, cut, .. } = self;
-        let there = format!(
-            "SELECT count() FROM system.tables WHERE database = {} AND name = 'dead_letters'",
-            quote_text(self.client.database())
-        );
-        if self.client.fetch::<u64>(&there).await?.first() != Some(&1) {
-            return Ok(None);
-        }
-        Ok(Some(format!(
-            "SELECT tenant_id, 'dead' AS kind, toInt64(uniqExact(wal_id, wal_seq, wal_ordinal)) AS events \
-             FROM (SELECT tenant_id, wal_id, wal_seq, wal_ordinal FROM {database}.dead_letters FINAL) AS t \
-             INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-             WHERE wal_seq BETWEEN first AND till GROUP BY tenant_id"
-        )))
     }
 
     /// Rows of `tenant` that can have replaced an earlier one of the same event: it has a time of its own, so far back that

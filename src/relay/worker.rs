@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     broker::{self, BrokerError, Severity, TopicWatch},
-    dead_letters::{DeadLetter, Form, Stage},
+    dead_letters::{About, DeadLetter, Form, Stage},
     error_chain::chain,
     ids::WalSeq,
     row::Origin,
@@ -328,7 +328,12 @@ impl Worker {
                 bytes: &refused.bytes,
                 origin: Some((record.wal_id, record.seq.0, refused.ordinal)),
                 message: None,
-                about: None,
+                // A row that can be read says more than its record.
+                about: match refused.form {
+                    Form::Record => Some(About::of_record(record, record.event_count)),
+                    Form::Row => Some(About::of_record(record, 1)),
+                    _ => None,
+                },
             };
             match self.relay.dead_letters.keep(&[letter]) {
                 Ok(()) => {

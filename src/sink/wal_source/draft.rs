@@ -3,7 +3,7 @@
 use std::io;
 
 use crate::{
-    dead_letters::{DeadLetter, DeadLetters, Form, Stage},
+    dead_letters::{About, DeadLetter, DeadLetters, Form, Stage},
     error_chain::chain,
     ids::{WalId, WalSeq},
     row::{self, Origin, Position, Row},
@@ -180,6 +180,9 @@ fn keep(
         bytes,
         origin: Some((record.wal_id, record.seq.0, ordinal)),
         message: None,
-        about: None,
+        about: Some(About::of_record(
+            record,
+            if form == Form::Row { 1 } else { record.event_count.saturating_sub(ordinal) },
+        )),
     }])
 }

@@ -17,7 +17,8 @@ struct Rig {
     server: Server,
     proxy: FaultProxy,
     setup: Setup,
-    home: tempfile::TempDir,
+    /// Its files go with it.
+    _home: tempfile::TempDir,
 }
 
 /// An engine whose inserts go through a proxy. They are given up after some seconds, so that a server that hangs is met.
@@ -36,7 +37,7 @@ fn rig_with(sink: &str) -> Rig {
     eventually("all is up", || engine.get("/health").json()["status"] == "up");
     let clickhouse = ClickHouse::at(&format!("http://127.0.0.1:{}", server.port));
     clickhouse.stop_merges();
-    Rig { engine, clickhouse, server, proxy, setup, home }
+    Rig { engine, clickhouse, server, proxy, setup, _home: home }
 }
 
 #[test]

@@ -36,7 +36,7 @@ async fn the_schema_is_applied_once_and_verified() {
     let sql = "SELECT create_table_query FROM system.tables \
                WHERE database = 'over-watch' AND engine LIKE '%MergeTree' AND name NOT LIKE '.%'";
     let tables = texts(&client, sql).await;
-    assert_eq!(tables.len(), 11, "{tables:?}");
+    assert_eq!(tables.len(), 12, "{tables:?}");
     for table in tables {
         assert!(table.contains("fsync_after_insert = 1") && table.contains("old_parts_lifetime = 480"), "{table}");
         assert!(table.contains("non_replicated_deduplication_window = 10000"), "{table}");
@@ -190,5 +190,5 @@ async fn every_statement_is_valid_for_a_cluster_too() {
             creations += 1;
         }
     }
-    assert_eq!(creations, 23);
+    assert_eq!(creations, 24);
 }

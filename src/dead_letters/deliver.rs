@@ -28,21 +28,23 @@ const RETRY_LONGEST: Duration = Duration::from_secs(10);
 /// Why letters stay where they are.
 #[derive(Debug, thiserror::Error)]
 enum DeliverError {
-    #[error("ClickHouse does not take them")]
+    #[error("ClickHouse does not answer")]
     Query(#[from] QueryError),
     #[error("their files cannot be read or removed")]
     Files(#[from] io::Error),
 }
 
-/// Delivers what this node keeps, and bounds what is in the table, until `stop`.
+/// Delivers what this node keeps until `stop`. Where it `bounds` (a node with a sink, which has made the table), it also keeps
+/// the table below its cap.
 pub(crate) async fn run(
     letters: DeadLetters,
     client: Client,
     erasures: Erasures,
+    bounds: bool,
     health: Component,
     stop: CancellationToken,
 ) {
-    let delivery = Delivery { store: Store::new(client), letters, erasures, health };
+    let delivery = Delivery { store: Store::new(client), letters, erasures, bounds, health };
     stop.run_until_cancelled(delivery.run()).await;
 }
 
@@ -68,6 +70,7 @@ struct Delivery {
     store: Store,
     letters: DeadLetters,
     erasures: Erasures,
+    bounds: bool,
     health: Component,
 }
 
@@ -78,7 +81,8 @@ impl Delivery {
         loop {
             let turn = async {
                 let delivered = self.deliver().await?;
-                if delivered || counted.is_none_or(|counted| counted.elapsed() >= COUNT_EVERY) {
+                let due = delivered || counted.is_none_or(|counted| counted.elapsed() >= COUNT_EVERY);
+                if self.bounds && due {
                     held = self.bound().await?;
                     counted = Some(Instant::now());
                 }

@@ -252,3 +252,87 @@ fn of_event(row: &EventRow<'_>) -> Event {
     }
     Event { tenant_id: row.tenant_id, id: row.event_id, json: Value::Object(event).to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use super::*;
+    use crate::{
+        dead_letters::{DeadLetter, Letter, Stage},
+        event::{self, Acceptance, Types},
+        ids::WalId,
+        row::{Origin, Position},
+    };
+
+    const TENANT: Uuid = Uuid::from_u128(7);
+
+    fn acceptance() -> Acceptance {
+        Acceptance {
+            tenant_id: TenantId(TENANT),
+            received_at_ms: 1_790_000_000_000,
+            expires_at: 1_800_000_000,
+            event_bytes: 64 << 10,
+            oldest_ms: i64::MIN,
+            latest_ms: i64::MAX,
+        }
+    }
+
+    fn letter(form: Form, bytes: &[u8]) -> Entry {
+        let dead = DeadLetter {
+            stage: Stage::Sink,
+            reason: "refused".to_owned(),
+            form,
+            bytes,
+            origin: None,
+            message: None,
+            about: None,
+        };
+        Entry::from(&Letter::of(&dead, jiff::Timestamp::now(), std::time::Duration::from_secs(60)))
+    }
+
+    /// What the front makes of a replayed event is the row that it was, whatever form the letter has.
+    #[test]
+    fn an_event_comes_out_of_a_letter_as_it_was() {
+        let sent = [
+            r#"{"type":"pageview","url":"https://a.example/b?c","title":"T \"quoted\"","load_time_ms":1.5,"user_id":"u","properties":{"a":[1,{"b":null}]},"extra":12.50}"#,
+            r#"{"type":"click","selector":"a > b","x":1,"y":-2.25,"session_id":"s","timestamp":1789999999999}"#,
+            r#"{"type":"scroll","depth":55.5,"direction":"down","anonymous_id":"anon"}"#,
+            r#"{"type":"performance","lcp":1200.5,"cls":0.013,"inp":8,"context":{"k":"v"}}"#,
+            r#"{"type":"custom","name":"näme","path":"/p","locale":"de-CH","timezone":"Europe/Zurich","screen":"1x2"}"#,
+        ];
+        for json in sent {
+            let row = event::read(json, &acceptance(), &Types::default()).unwrap();
+            let mut encoded = Vec::new();
+            row::encode(&row, &mut encoded);
+            let origin = Origin { wal_id: WalId(TENANT), wal_seq: 3, wal_ordinal: 1, relayed_at_ms: 5 };
+            let (mut insert, mut line) = (Vec::new(), Vec::new());
+            let position = Position { topic: "t".into(), partition: 0, offset: 3 };
+            row::write_insert_row(&encoded, &origin, &position, &mut insert).unwrap();
+            row::write_json(&row, &origin, &mut line);
+            for (form, bytes) in [(Form::Row, &encoded), (Form::Event, &insert), (Form::Line, &line)] {
+                let entry = letter(form, bytes);
+                assert_eq!((entry.tenant_id, entry.event_id), (TENANT, row.event_id.0), "{form:?}");
+                let event = event_of(&entry).unwrap();
+                assert_eq!((event.tenant_id.0, event.id), (TENANT, row.event_id), "{form:?}");
+                let again = event::read(&event.json, &acceptance(), &Types::default()).unwrap();
+                assert_eq!(again, row, "{form:?} {}", event.json);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_event_says_so() {
+        for (form, bytes) in [
+            (Form::Record, &b"x"[..]),
+            (Form::Rows, b"x"),
+            (Form::Row, b"\x63"),
+            (Form::Line, b"{\"half\":"),
+            (Form::ParkedLine, b"\xff"),
+            (Form::Sent, b"[1]"),
+        ] {
+            let reason = event_of(&letter(form, bytes)).unwrap_err();
+            assert!(reason.starts_with("it is no event"), "{form:?}: {reason}");
+        }
+    }
+}

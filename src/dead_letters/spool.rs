@@ -186,3 +186,76 @@ fn size(folder: &Path) -> io::Result<u64> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dead_letters::{DeadLetter, Form, Stage};
+
+    fn letter(number: u8, bytes: usize) -> Letter {
+        let dead = DeadLetter {
+            stage: Stage::Source,
+            reason: "not a row".to_owned(),
+            form: Form::Line,
+            bytes: &vec![number; bytes],
+            origin: None,
+            message: None,
+            about: None,
+        };
+        Letter::of(&dead, jiff::Timestamp::now(), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn letters_keep_their_bytes_until_their_file_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let spool = Spool::new(home.path().join("made/when/needed"), 1 << 20);
+        assert_eq!((spool.letters().unwrap(), spool.bytes().unwrap()), (Vec::new(), 0));
+        let (first, second) = (letter(0xff, 3), letter(b'a', 3));
+        spool.append(std::slice::from_ref(&first)).unwrap();
+        spool.append(std::slice::from_ref(&second)).unwrap();
+        assert_eq!(spool.letters().unwrap(), [first.clone(), second.clone()]);
+        let taken = spool.take().unwrap();
+        assert_eq!(taken.len(), 1);
+        // What comes while a file is delivered goes into another.
+        spool.append(std::slice::from_ref(&first)).unwrap();
+        assert_eq!(read(&taken[0]).unwrap(), [first.clone(), second]);
+        spool.remove(&taken[0]).unwrap();
+        assert_eq!(spool.letters().unwrap(), [first]);
+        // Another process leaves it alone too.
+        let next = Spool::new(home.path().join("made/when/needed"), 1 << 20);
+        next.append(&[letter(1, 1)]).unwrap();
+        assert_eq!(next.take().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_none_and_a_strange_one_is_an_error() {
+        let home = tempfile::tempdir().unwrap();
+        let spool = Spool::new(home.path().to_owned(), 1 << 20);
+        spool.append(&[letter(1, 1)]).unwrap();
+        let path = spool.take().unwrap().remove(0);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{text}{}", &text[..50])).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 1);
+        fs::write(&path, format!("{text}{{}}\n")).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("line 2 of") && error.contains("is no dead letter"), "{error}");
+    }
+
+    #[test]
+    fn at_the_cap_nothing_is_kept_and_nothing_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let spool = Spool::new(home.path().to_owned(), 2000);
+        spool.append(&[letter(1, 300)]).unwrap();
+        let error = spool.append(&[letter(2, 1200)]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(error.to_string().contains("dead_letters.max_bytes"), "{error}");
+        assert_eq!(spool.letters().unwrap().len(), 1);
+        let path = spool.take().unwrap().remove(0);
+        spool.remove(&path).unwrap();
+        spool.append(&[letter(2, 800)]).unwrap();
+    }
+}

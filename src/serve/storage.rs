@@ -87,6 +87,7 @@ async fn store(
         common.dead_letters.clone(),
         client.clone(),
         erasures.clone(),
+        true,
         common.health.component("dead_letters"),
         delivering.clone(),
     ));
@@ -148,7 +149,7 @@ pub(super) async fn deliver_letters(common: &Common, stop: CancellationToken) {
     match client {
         Some(Ok(client)) => {
             let erasures = Erasures::new(client.clone());
-            dead_letters::deliver(letters, client, erasures, health, stop).await;
+            dead_letters::deliver(letters, client, erasures, false, health, stop).await;
         }
         Some(Err(error)) => {
             health.degraded(format!("dead letters stay on this node: {error:#}"));

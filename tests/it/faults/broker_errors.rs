@@ -39,7 +39,7 @@ fn rig() -> Rig {
     let engine = Setup::new(home.path())
         .broker(&cluster.bootstrap_servers())
         .config("[sink]\nmax_age = \"50ms\"\n[redpanda.properties]\n\"session.timeout.ms\" = \"6000\"")
-        .config("\"linger.ms\" = \"300\"")
+        .config("\"linger.ms\" = \"700\"")
         .start();
     let clickhouse = engine.clickhouse();
     clickhouse.stop_merges();

@@ -12,12 +12,12 @@
 //! before it marked the letter is recognised by that, and later by the event's being stored. The dedup window does not look at
 //! replayed events: it knows their ids from when they were accepted for the first time.
 
-use std::{collections::BTreeMap, future::Future, pin::Pin};
+use std::{borrow::Cow, collections::BTreeMap, future::Future, pin::Pin};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Number, Value};
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
 pub use super::store::Filter;
@@ -165,7 +165,10 @@ pub(super) fn event_of(entry: &Entry) -> Result<Event, String> {
             let read = row::read_insert_row(table, &mut &bytes[..]);
             event_of_row(&read.map_err(|error| no_row(&error))?.0)
         }
-        Form::Line => row::read_json(&bytes).map_err(|error| no_row(&error)).map(|(event, _)| of_event(&event)),
+        Form::Line => {
+            let (event, _) = row::read_json(&bytes).map_err(|error| no_row(&error))?;
+            of_event(&event).map_err(|error| no_row(&error))
+        }
         Form::ParkedLine => {
             let (parked, _) = row::read_parked_json(&bytes).map_err(|error| no_row(&error))?;
             of_parked(&parked)
@@ -179,7 +182,7 @@ pub(super) fn event_of(entry: &Entry) -> Result<Event, String> {
 
 fn event_of_row(row: &Row<'_>) -> Result<Event, String> {
     match row {
-        Row::Event(event) => Ok(of_event(event)),
+        Row::Event(event) => of_event(event).map_err(|error| format!("it is no event: {error}")),
         Row::Parked(parked) => of_parked(parked),
     }
 }
@@ -188,23 +191,26 @@ fn of_parked(row: &ParkedRow<'_>) -> Result<Event, String> {
     of_sent(row.tenant_id, row.event_id, Some(row.timestamp_ms), &row.raw)
 }
 
+/// An event that is put together from values as they were written: numbers keep all of their digits.
+type Fields<'a> = BTreeMap<Cow<'a, str>, Box<RawValue>>;
+
 /// What was sent, with the id that it was given at acceptance, and the time if it had none.
 fn of_sent(tenant_id: TenantId, event_id: EventId, timestamp_ms: Option<i64>, json: &str) -> Result<Event, String> {
-    let sent: Result<Map<String, Value>, _> = serde_json::from_str(json);
-    let mut sent = sent.map_err(|error| format!("it is no event: {error}"))?;
-    sent.insert("id".to_owned(), Value::from(event_id.to_string()));
+    let no_event = |error: serde_json::Error| format!("it is no event: {error}");
+    let mut fields: Fields<'_> = serde_json::from_str(json).map_err(no_event)?;
+    fields.insert("id".into(), to_raw_value(&event_id).map_err(no_event)?);
     if let Some(timestamp_ms) = timestamp_ms {
-        sent.insert("timestamp".to_owned(), Value::from(timestamp_ms));
+        fields.insert("timestamp".into(), to_raw_value(&timestamp_ms).map_err(no_event)?);
     }
-    Ok(Event { tenant_id, id: event_id, json: Value::Object(sent).to_string() })
+    Ok(Event { tenant_id, id: event_id, json: serde_json::to_string(&fields).map_err(no_event)? })
 }
 
 /// A row as the event that it was. What is empty was not sent.
-fn of_event(row: &EventRow<'_>) -> Event {
-    let mut event = Map::new();
-    event.insert("id".to_owned(), Value::from(row.event_id.to_string()));
-    event.insert("type".to_owned(), Value::from(&*row.kind));
-    event.insert("timestamp".to_owned(), Value::from(row.timestamp_ms));
+fn of_event(row: &EventRow<'_>) -> Result<Event, serde_json::Error> {
+    let mut fields = Fields::new();
+    fields.insert("id".into(), to_raw_value(&row.event_id)?);
+    fields.insert("type".into(), to_raw_value(&*row.kind)?);
+    fields.insert("timestamp".into(), to_raw_value(&row.timestamp_ms)?);
     let texts = [
         ("session_id", &row.session_id),
         ("user_id", &row.user_id),
@@ -224,7 +230,7 @@ fn of_event(row: &EventRow<'_>) -> Event {
         ("direction", &row.direction),
     ];
     for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-        event.insert(name.to_owned(), Value::from(&**text));
+        fields.insert(name.into(), to_raw_value(&**text)?);
     }
     let numbers = [
         ("x", row.x),
@@ -240,17 +246,15 @@ fn of_event(row: &EventRow<'_>) -> Event {
         ("dom_content_loaded", row.dom_content_loaded),
         ("load_complete", row.load_complete),
     ];
-    for (name, number) in numbers {
-        if let Some(number) = number.and_then(Number::from_f64) {
-            event.insert(name.to_owned(), Value::Number(number));
-        }
+    for (name, number) in numbers.into_iter().filter_map(|(name, number)| Some((name, number?))) {
+        fields.insert(name.into(), to_raw_value(&number)?);
     }
     for (name, object) in [("context", &row.context), ("properties", &row.properties)] {
-        if let Ok(object) = serde_json::from_str::<Value>(object) {
-            event.insert(name.to_owned(), object);
+        if !object.is_empty() {
+            fields.insert(name.into(), RawValue::from_string(object.to_string())?);
         }
     }
-    Event { tenant_id: row.tenant_id, id: row.event_id, json: Value::Object(event).to_string() }
+    Ok(Event { tenant_id: row.tenant_id, id: row.event_id, json: serde_json::to_string(&fields)? })
 }
 
 #[cfg(test)]
@@ -295,7 +299,7 @@ mod tests {
     #[test]
     fn an_event_comes_out_of_a_letter_as_it_was() {
         let sent = [
-            r#"{"type":"pageview","url":"https://a.example/b?c","title":"T \"quoted\"","load_time_ms":1.5,"user_id":"u","properties":{"a":[1,{"b":null}]},"extra":12.50}"#,
+            r#"{"type":"pageview","url":"https://a.example/b?c","title":"T \"quoted\"","load_time_ms":1.5,"user_id":"u","properties":{"a":[1,{"b":null}],"big":123456789012345678901234567890},"extra":12.50}"#,
             r#"{"type":"click","selector":"a > b","x":1,"y":-2.25,"session_id":"s","timestamp":1789999999999}"#,
             r#"{"type":"scroll","depth":55.5,"direction":"down","anonymous_id":"anon"}"#,
             r#"{"type":"performance","lcp":1200.5,"cls":0.013,"inp":8,"context":{"k":"v"}}"#,

@@ -3,7 +3,8 @@
 -- second time does not come back to life.
 --
 -- `state`: held, replayed (sent again, through the front), dropped (by an operator), removed (the size cap bit).
--- `form` says what the bytes are; `tenant_id` and `event_id` are nil where they say nothing that could be read.
+-- `form` says what the bytes are. Where they do not say whose they are, `tenant_id` is the highest UUID; `event_id` is nil
+-- where they do not say which event they are.
 
 CREATE TABLE IF NOT EXISTS ${database}.dead_letters ${on_cluster}
 (

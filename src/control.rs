@@ -54,8 +54,8 @@ use crate::{
 const SOCKET: &str = "control.sock";
 /// Most bytes of a socket's path: `sun_path` has 108 with the terminating zero.
 const MOST_PATH_BYTES: usize = 107;
-/// Most bytes of a request: a name and a reason of a few sentences, or the ids of a thousand tenants.
-const MOST_REQUEST_BYTES: u64 = 64 << 10;
+/// Most bytes of a request: the names of some hundred thousand letters.
+const MOST_REQUEST_BYTES: u64 = 16 << 20;
 /// Most bytes of an answer: the ledger of some hundred thousand tenants.
 const MOST_ANSWER_BYTES: u64 = 256 << 20;
 /// Connections that wait to be taken: people and scripts, not load.

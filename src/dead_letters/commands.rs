@@ -24,6 +24,7 @@ use crate::{
     config::Span,
     control::{self, ClientError, Request},
     ids::TenantId,
+    ledger::UNKNOWN,
     table::aligned,
 };
 
@@ -105,7 +106,7 @@ pub struct Which {
     /// Names of letters
     #[arg(value_name = "LETTER")]
     pub letters: Vec<Uuid>,
-    /// Of this tenant (id or name)
+    /// Of this tenant (id or name), or of an "unknown" one
     #[arg(long, value_name = "TENANT")]
     pub tenant: Option<String>,
     /// Whose reason contains this
@@ -138,6 +139,7 @@ impl Which {
     pub fn filter(&self, find: impl Fn(&str) -> Result<TenantId>) -> Result<Filter> {
         let tenant = match &self.tenant {
             // A tenant that was removed, or letters of nobody known.
+            Some(tenant) if tenant == "unknown" => Some(UNKNOWN.0),
             Some(tenant) => Some(match Uuid::try_parse(tenant) {
                 Ok(id) => id,
                 Err(_) => find(tenant)?.0,
@@ -234,9 +236,10 @@ impl Places {
             .collect();
         let mut text = aligned(["LETTER", "DIED", "TENANT", "STAGE", "STATE", "REASON"], &rows, "No dead letters.\n");
         if let Ok(client) = &self.client {
-            let held = Store::new(client.clone()).count(filter).await?;
-            if held.letters > rows.len() as u64 {
-                writeln!(text, "{} more: --limit", held.letters - rows.len() as u64)?;
+            let all = Store::new(client.clone()).count(filter, state).await?;
+            let shown = found.iter().filter(|(_, local)| !local).count() as u64;
+            if all.letters > shown {
+                writeln!(text, "{} more: --limit", all.letters - shown)?;
             }
         }
         Ok(text)
@@ -285,7 +288,7 @@ impl Places {
 /// ClickHouse's.
 pub async fn drop_letters(client: &Client, filter: &Filter) -> Result<u64> {
     let store = Store::new(client.clone());
-    let held = store.count(filter).await.context("counting the letters")?;
+    let held = store.count(filter, Some("held")).await.context("counting the letters")?;
     store.settle(filter, Fate::Dropped).await.context("dropping the letters; start the command again")?;
     Ok(held.letters)
 }
@@ -295,6 +298,7 @@ pub async fn drop_letters(client: &Client, filter: &Filter) -> Result<u64> {
 /// # Errors
 /// No engine runs, it could not do it, or letters stay dead letters.
 pub fn replay(data_dir: &Path, filter: Filter, json: bool) -> Result<()> {
+    let named = !filter.letters.is_empty();
     let asked = control::ask::<Summary>(data_dir, &Request::Replay { filter }, |_| {});
     let summary = match asked {
         Err(error @ ClientError::NotRunning { .. }) => {
@@ -307,6 +311,11 @@ pub fn replay(data_dir: &Path, filter: Filter, json: bool) -> Result<()> {
     } else {
         print!("{}", replayed(&summary)?);
     }
+    if named && summary.replayed + summary.stored + summary.held == 0 {
+        bail!(
+            "no letter of these names is held; `ingestion-engine dead-letters list --all-states` shows what became of it"
+        );
+    }
     if summary.held > 0 {
         bail!("{} letters stay dead letters", summary.held);
     }
@@ -318,7 +327,11 @@ fn replayed(summary: &Summary) -> Result<String> {
     let mut text = String::new();
     writeln!(text, "{} replayed: the front has accepted them", summary.replayed)?;
     if summary.stored > 0 {
-        writeln!(text, "{} were stored already", summary.stored)?;
+        writeln!(
+            text,
+            "{} of events that are stored already, or that another letter has brought back",
+            summary.stored
+        )?;
     }
     if summary.held > 0 {
         writeln!(text, "{} stay dead letters:", summary.held)?;
@@ -363,7 +376,7 @@ fn time(milliseconds: i64) -> String {
 }
 
 fn known(id: Uuid) -> String {
-    if id.is_nil() { "unknown".to_owned() } else { id.to_string() }
+    if id == UNKNOWN.0 { "unknown".to_owned() } else { id.to_string() }
 }
 
 fn short(reason: &str) -> String {

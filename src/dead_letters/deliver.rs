@@ -10,7 +10,7 @@ use super::{
     ANNOUNCE, DeadLetters,
     letter::Letter,
     spool,
-    store::{Held, Store},
+    store::{Filter, Held, Store},
 };
 use crate::{
     clickhouse::{Client, QueryError},
@@ -22,6 +22,8 @@ use crate::{
 
 /// How often the letters in the table are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
+/// Of these the bytes are there.
+const HELD: Option<&str> = Some("held");
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_LONGEST: Duration = Duration::from_secs(10);
 
@@ -131,11 +133,11 @@ impl Delivery {
     /// Counts what is held, and removes what is above the cap.
     async fn bound(&self) -> Result<Held, QueryError> {
         let most = self.letters.limits.max_bytes;
-        let mut held = self.store.count(&super::store::Filter::default()).await?;
+        let mut held = self.store.count(&Filter::default(), HELD).await?;
         if held.bytes > most {
             // Some way below, so that not every further letter removes one.
             self.store.shrink(most - most / 10).await?;
-            let before = std::mem::replace(&mut held, self.store.count(&super::store::Filter::default()).await?);
+            let before = std::mem::replace(&mut held, self.store.count(&Filter::default(), HELD).await?);
             let removed = before.letters.saturating_sub(held.letters);
             self.letters.metrics.dead_letters_removed.inc_by(removed);
             tracing::error!(

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     ids::{EventId, TenantId, WalId},
-    ledger::{Gone, Reason},
+    ledger::{Gone, Reason, UNKNOWN},
     row::{self, EventRow, Origin, ParkedRow, Position, Row, Table},
     wal::Record,
 };
@@ -90,8 +90,8 @@ impl Form {
 /// Whose event it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
-    /// Nil when not known.
-    pub tenant_id: Uuid,
+    /// None when not known.
+    pub tenant_id: Option<Uuid>,
     /// Nil when not known.
     pub event_id: Uuid,
     /// When it was accepted, Unix milliseconds.
@@ -113,7 +113,7 @@ pub struct About {
 impl About {
     /// What a record of the log says of `events` of its events that cannot be read.
     pub fn of_record(record: &Record, events: u32) -> Self {
-        let (tenant_id, received_at_ms) = (record.tenant.0, Some(record.received_at_ms));
+        let (tenant_id, received_at_ms) = (Some(record.tenant.0), Some(record.received_at_ms));
         Self { tenant_id, received_at_ms, events, ..Self::default() }
     }
 
@@ -144,7 +144,7 @@ impl About {
 
     fn event(row: &EventRow<'_>, origin: Option<&Origin>) -> Self {
         Self {
-            tenant_id: row.tenant_id.0,
+            tenant_id: Some(row.tenant_id.0),
             event_id: row.event_id.0,
             received_at_ms: Some(row.received_at_ms),
             expires_at: Some(row.expires_at),
@@ -159,7 +159,7 @@ impl About {
     /// Of an event that waits for a plugin, `raw` being what was sent.
     pub fn parked(row: &ParkedRow<'_>, origin: Option<&Origin>) -> Self {
         Self {
-            tenant_id: row.tenant_id.0,
+            tenant_id: Some(row.tenant_id.0),
             event_id: row.event_id.0,
             received_at_ms: Some(row.received_at_ms),
             expires_at: Some(row.expires_at),
@@ -182,11 +182,7 @@ impl About {
     fn object(bytes: &[u8]) -> Self {
         let said: Value = serde_json::from_slice(bytes).unwrap_or_default();
         let id = |name| said.get(name).and_then(Value::as_str).and_then(|text| Uuid::try_parse(text).ok());
-        Self {
-            tenant_id: id("tenant_id").unwrap_or_default(),
-            event_id: id("event_id").unwrap_or_default(),
-            ..Self::sent(bytes)
-        }
+        Self { tenant_id: id("tenant_id"), event_id: id("event_id").unwrap_or_default(), ..Self::sent(bytes) }
     }
 }
 
@@ -231,7 +227,7 @@ pub struct DeadLetter<'a> {
 pub struct Letter {
     /// Its name: the same for the same bytes from the same place, so that a letter that is kept twice is one.
     pub letter_id: Uuid,
-    /// Whose; nil when not known.
+    /// Whose; [`UNKNOWN`] when not known.
     pub tenant_id: TenantId,
     /// Which event; nil when not known.
     pub event_id: EventId,
@@ -288,7 +284,7 @@ impl Letter {
         let died_at_ms = now.as_millisecond();
         Self {
             letter_id,
-            tenant_id: TenantId(about.tenant_id),
+            tenant_id: about.tenant_id.map_or(UNKNOWN, TenantId),
             event_id: EventId(about.event_id),
             died_at_ms,
             received_at_ms: about.received_at_ms.unwrap_or(died_at_ms),

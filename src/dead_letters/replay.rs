@@ -12,7 +12,12 @@
 //! before it marked the letter is recognised by that, and later by the event's being stored. The dedup window does not look at
 //! replayed events: it knows their ids from when they were accepted for the first time.
 
-use std::{borrow::Cow, collections::BTreeMap, future::Future, pin::Pin};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    future::Future,
+    pin::Pin,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::join_all;
@@ -62,7 +67,7 @@ pub trait Front: Send + Sync {
 pub struct Summary {
     /// Accepted by the front.
     pub replayed: u64,
-    /// Stored already, so that they were not sent.
+    /// Of an event that is stored already, or that another letter has just brought back: these were not sent.
     pub stored: u64,
     /// Refused again, or no event: they stay.
     pub held: u64,
@@ -95,6 +100,8 @@ impl Summary {
 pub async fn run(client: &Client, front: &dyn Front, filter: &Filter) -> Result<Summary, String> {
     let store = Store::new(client.clone());
     let (mut summary, mut after) = (Summary::default(), None);
+    // What this run has given to the front.
+    let mut given: HashSet<(Uuid, Uuid)> = HashSet::new();
     loop {
         let page = store.list(filter, Some("held"), after, PAGE, true).await.map_err(|error| chain(&error))?;
         let Some(last) = page.last() else { return Ok(summary) };
@@ -111,15 +118,18 @@ pub async fn run(client: &Client, front: &dyn Front, filter: &Filter) -> Result<
         for (tenant, events) in by_tenant {
             let ids: Vec<Uuid> = events.iter().map(|(_, event_id, _)| *event_id).collect();
             let stored = store.stored(tenant, &ids).await.map_err(|error| chain(&error))?;
-            let (done, events): (Vec<_>, Vec<_>) =
-                events.into_iter().partition(|(_, event_id, _)| stored.contains(event_id));
+            // Nor one of which another letter was replayed: it may not be stored yet.
+            let (done, events): (Vec<_>, Vec<_>) = events
+                .into_iter()
+                .partition(|(_, event_id, _)| stored.contains(event_id) || !given.insert((tenant, *event_id)));
             summary.stored += done.len() as u64;
             mark(&store, done.iter().map(|(letter_id, ..)| *letter_id).collect()).await?;
             for events in events.chunks(AT_A_TIME) {
-                let given = events.iter().map(|(letter_id, _, json)| front.replay(TenantId(tenant), *letter_id, json));
+                let replays =
+                    events.iter().map(|(letter_id, _, json)| front.replay(TenantId(tenant), *letter_id, json));
                 let mut accepted = Vec::new();
                 let mut failed = None;
-                for (answer, (letter_id, ..)) in join_all(given).await.into_iter().zip(events) {
+                for (answer, (letter_id, ..)) in join_all(replays).await.into_iter().zip(events) {
                     match answer {
                         Ok(Taken::Accepted) => accepted.push(*letter_id),
                         Ok(Taken::Refused(reason)) => summary.stays(*letter_id, reason),

@@ -83,7 +83,7 @@ pub struct Entry {
     /// Its name.
     #[serde(with = "clickhouse::serde::uuid")]
     pub letter_id: Uuid,
-    /// Whose; nil when not known.
+    /// Whose; the highest UUID when not known.
     #[serde(with = "clickhouse::serde::uuid")]
     pub tenant_id: Uuid,
     /// Which event; nil when not known.
@@ -169,7 +169,7 @@ impl Fate {
     }
 }
 
-/// The letters that are held.
+/// How many letters, and how much.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clickhouse::Row, Deserialize)]
 pub(super) struct Held {
     pub(super) letters: u64,
@@ -247,9 +247,10 @@ impl Store {
         self.client.fetch_within(&sql, REWRITE_TIMEOUT).await
     }
 
-    pub(super) async fn count(&self, filter: &Filter) -> Result<Held, QueryError> {
+    pub(super) async fn count(&self, filter: &Filter, state: Option<&str>) -> Result<Held, QueryError> {
+        let state = state.map_or_else(String::new, |state| format!(" AND state = {}", quote_text(state)));
         let sql = format!(
-            "SELECT count() AS letters, sum(size) AS bytes FROM {}.dead_letters FINAL WHERE state = 'held' AND {}",
+            "SELECT count() AS letters, sum(size) AS bytes FROM {}.dead_letters FINAL WHERE {}{state}",
             self.database,
             filter.condition()
         );

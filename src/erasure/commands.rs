@@ -338,9 +338,9 @@ impl Run<'_> {
 
     /// Dead letters that say of nobody whose they are.
     async fn unread_letters(&self) -> Result<u64> {
-        let nil = Uuid::nil();
+        let (nil, unknown) = (Uuid::nil(), ledger::UNKNOWN);
         let sql = format!(
-            "SELECT count() FROM {}.dead_letters FINAL WHERE state = 'held' AND (tenant_id = '{nil}' OR event_id = '{nil}')",
+            "SELECT count() FROM {}.dead_letters FINAL WHERE state = 'held' AND (tenant_id = '{unknown}' OR event_id = '{nil}')",
             self.database
         );
         let counts: Vec<u64> = self.client.fetch(&sql).await.context("counting dead letters")?;

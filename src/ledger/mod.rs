@@ -37,7 +37,7 @@ mod moved;
 mod show;
 mod store;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, io, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
@@ -49,6 +49,7 @@ pub use show::table;
 use crate::{
     broker,
     clickhouse::{Client, QueryError},
+    dead_letters::{Letter, read_files},
     error_chain::chain,
     ids::TenantId,
     wal::{StoreError, Wal},
@@ -69,6 +70,9 @@ pub enum LedgerError {
     /// There is no ClickHouse (yet).
     #[error("{0}")]
     NotReached(String),
+    /// The dead letters on this node's disk cannot be read.
+    #[error("the dead letters on disk cannot be read")]
+    Letters(#[source] io::Error),
     /// ClickHouse refused, or cannot be reached.
     #[error("ClickHouse cannot be asked")]
     ClickHouse(#[from] QueryError),
@@ -87,6 +91,8 @@ pub struct Ledger {
     connect: Connect,
     /// The topics of events and of parked events; none without brokers.
     topics: Vec<broker::Settings>,
+    /// Where dead letters wait for ClickHouse.
+    letters: Option<PathBuf>,
     /// How far back a repeat is recognised.
     window: Duration,
     /// It reads much: one at a time, however many ask.
@@ -111,13 +117,19 @@ impl Source for Ledger {
 impl Ledger {
     /// A ledger of `wal` and of the ClickHouse that `connect` gives.
     pub fn new(wal: Wal, connect: Connect, window: Duration) -> Self {
-        Self { wal, connect, topics: Vec::new(), window, turn: Arc::default() }
+        Self { wal, connect, topics: Vec::new(), letters: None, window, turn: Arc::default() }
     }
 
     /// What leaves the log goes through a broker.
     #[must_use]
     pub fn with_broker(self, settings: broker::Settings) -> Self {
         Self { topics: vec![settings.parked(), settings], ..self }
+    }
+
+    /// Dead letters wait in `folder`.
+    #[must_use]
+    pub fn with_letters(self, folder: PathBuf) -> Self {
+        Self { letters: Some(folder), ..self }
     }
 
     /// Measures until it balances, a few times.
@@ -144,12 +156,27 @@ impl Ledger {
         let holdings = holdings.unwrap_or_else(|panic| Err(StoreError::Panicked(panic.to_string())));
         let holdings = holdings.map_err(LedgerError::Wal)?;
         let unread = if self.topics.is_empty() { None } else { Some(self.unread().await?) };
-        let found = store::count(&client, &holdings, unread.as_deref(), self.window).await?;
+        // Before the table: one that is delivered meanwhile counts twice, and the measurement is made again.
+        let letters = self.letters().await?;
+        let mut found = store::count(&client, &holdings, unread.as_deref(), self.window).await?;
+        for letter in letters.iter().filter(|letter| holdings.has_left(letter.wal_id, letter.wal_seq)) {
+            found.entry(letter.tenant_id).or_default().dead_lettered += i64::from(letter.events);
+        }
         Ok(balance::balance(&holdings, &found))
     }
 }
 
 impl Ledger {
+    /// The dead letters that are not in ClickHouse yet, each once.
+    async fn letters(&self) -> Result<Vec<Letter>, LedgerError> {
+        let Some(folder) = self.letters.clone() else { return Ok(Vec::new()) };
+        let read = tokio::task::spawn_blocking(move || read_files(&folder)).await;
+        let mut letters = read.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(LedgerError::Letters)?;
+        letters.sort_by_key(|letter| letter.letter_id);
+        letters.dedup_by_key(|letter| letter.letter_id);
+        Ok(letters)
+    }
+
     async fn unread(&self) -> Result<Vec<broker::Unread>, LedgerError> {
         let topics = self.topics.clone();
         let read = move || topics.iter().filter_map(|topic| broker::unread(topic).transpose()).collect();

@@ -28,6 +28,8 @@ use std::{
     fmt, fs, io,
     path::Path,
     sync::{Arc, Weak},
+    thread,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -124,6 +126,9 @@ impl Drop for Entry {
     }
 }
 
+/// How long the process before this one may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What the process that wrote `path` left there. A file that is no such file is logged: it blames nobody.
 ///
 /// # Errors
@@ -141,9 +146,14 @@ pub fn crashes(path: &Path) -> io::Result<Vec<Crash>> {
             return Ok(Vec::new());
         }
     };
-    if owner.pid != std::process::id() && owner.runs() {
-        let message = format!("{} is in use by process {}", path.display(), owner.pid);
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
+    // One that was killed a moment ago takes some time to go.
+    let deadline = Instant::now() + PATIENCE;
+    while owner.pid != std::process::id() && owner.runs() {
+        if Instant::now() >= deadline {
+            let message = format!("{} is in use by process {}", path.display(), owner.pid);
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
+        }
+        thread::sleep(Duration::from_millis(20));
     }
     Ok(crashes)
 }

@@ -28,7 +28,8 @@ pub(super) fn of_node(common: &Common, wal: &Wal) -> Arc<dyn Source> {
 }
 
 fn made(config: &Config, wal: &Wal, connect: Connect) -> Ledger {
-    let ledger = Ledger::new(wal.clone(), connect, config.dedup.window);
+    let ledger =
+        Ledger::new(wal.clone(), connect, config.dedup.window).with_letters(settings::dead_letters_folder(config));
     if config.redpanda.brokers.is_empty() { ledger } else { ledger.with_broker(settings::broker(config)) }
 }
 

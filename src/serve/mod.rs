@@ -183,6 +183,7 @@ pub async fn dead_letters(
         match action {
             letters::Action::List { which, all_states, limit, json } => {
                 print!("{}", places().list(&which.filter(&find)?, all_states, limit, json).await?);
+                reached().context("only this node's files were searched")?;
             }
             letters::Action::Show { letter, json } => print!("{}", places().show(letter, json).await?),
             letters::Action::Replay { which, all, json } => {

@@ -11,8 +11,10 @@
 //! - The rest goes in under the token of the whole range. A repeat after a crash leaves out what the dead letters have and
 //!   has the same token, whatever ClickHouse says of these rows by then.
 //! - A table of trials that a crash has left is used, and dropped, by the repeat of its range.
-//! - It is the table's fault, and no row's, when nothing at all of a large block is taken: its columns were changed, say. Then
-//!   the range waits, as for everything that an operator must mend, and no row becomes a dead letter.
+//! - Before that it is asked whether it is the table that is wrong (its columns were changed, say): a row that was taken lately
+//!   is tried. If it is refused too, and nothing of the block is taken, the range waits, as for everything that an operator must
+//!   mend, and no row becomes a dead letter. If it is taken the table is well, however many rows of a block are refused. When
+//!   nothing was stored yet since the start, a large block of which nothing is taken says that it is the table.
 
 use bytes::Bytes;
 
@@ -58,6 +60,8 @@ struct Trial<'a> {
     into: String,
     body: &'a Bytes,
     rows: &'a [Row],
+    /// A row that the table has taken lately.
+    sample: Option<&'a Bytes>,
 }
 
 /// The rows of `block` that `table`, of the name `name` and with the `columns`, does not take. `token` names the range.
@@ -65,6 +69,7 @@ pub(super) async fn refused(
     client: &Client,
     (name, table, columns): (&'static str, Table, &[&str]),
     block: &Block,
+    sample: Option<&Bytes>,
     token: &str,
 ) -> Result<Vec<Refused>, BisectError> {
     let rows = recount::read(table, &block.body)?.0;
@@ -74,7 +79,7 @@ pub(super) async fn refused(
         .execute(&format!("CREATE TABLE IF NOT EXISTS {database}.{trial} AS {database}.{name} ENGINE = Null"))
         .await?;
     let into = statement(client.database(), &trial, columns, &[]);
-    let result = Trial { client, table: name, into, body: &block.body, rows: &rows }.bisect().await;
+    let result = Trial { client, table: name, into, body: &block.body, rows: &rows, sample }.bisect().await;
     client.execute(&format!("DROP TABLE IF EXISTS {database}.{trial}")).await?;
     result
 }
@@ -82,7 +87,11 @@ pub(super) async fn refused(
 impl Trial<'_> {
     async fn bisect(&self) -> Result<Vec<Refused>, BisectError> {
         let mut refused = Vec::new();
-        let mut taken = false;
+        let sample = match self.sample {
+            Some(sample) => Some(self.refusal_of(sample.clone(), 1).await?),
+            None => None,
+        };
+        let mut taken = matches!(sample, Some(None));
         // What is left to be asked, the first on top.
         let mut pieces = vec![(0, self.rows.len())];
         while let Some((first, last)) = pieces.pop() {
@@ -101,9 +110,13 @@ impl Trial<'_> {
             }
             if refused.len() == SUSPICIOUS && !taken && self.rows.len() > SUSPICIOUS {
                 self.is_about_rows(last, reason).await?;
+                taken = true;
             }
         }
-        Ok(refused)
+        match sample {
+            Some(Some(reason)) if !taken => Err(BisectError::Table { table: self.table, reason }),
+            _ => Ok(refused),
+        }
     }
 
     /// Why the rows from `first` to before `last` are refused, if they are.
@@ -111,9 +124,12 @@ impl Trial<'_> {
         let (Some(begin), Some(end)) = (self.rows.get(first), self.rows.get(last.saturating_sub(1))) else {
             return Ok(None);
         };
-        let body = self.body.slice(begin.start..end.end);
+        self.refusal_of(self.body.slice(begin.start..end.end), last - first).await
+    }
+
+    async fn refusal_of(&self, body: Bytes, rows: usize) -> Result<Option<QueryError>, QueryError> {
         // Never taken for a repeat: nothing is remembered of a table that keeps nothing.
-        match self.client.insert(&self.into, &insert_settings(&"trial", last - first), body).await {
+        match self.client.insert(&self.into, &insert_settings(&"trial", rows), body).await {
             Ok(()) => Ok(None),
             Err(error) if *error.kind() == Kind::Data => Ok(Some(error)),
             Err(error) => Err(error),

@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use rand::Rng as _;
 use thiserror::Error;
 use tokio::time::Instant;
@@ -32,7 +34,7 @@ use crate::{
     ledger,
     metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
-    row::{BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS, Table},
+    row::{self, BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS, Table},
 };
 
 const EVENTS: &str = "events";
@@ -137,6 +139,8 @@ pub(super) struct Inserter {
     gate: OnceLock<Gate>,
     erasures: OnceLock<Erasures>,
     letters: DeadLetters,
+    /// A row of `events`, and one of `parked_events`, that was stored lately.
+    samples: Mutex<[Option<Bytes>; 2]>,
     settings: Settings,
     report: Report,
     metrics: Arc<Metrics>,
@@ -165,6 +169,7 @@ impl Inserter {
             gate,
             erasures,
             letters,
+            samples: Mutex::default(),
             settings,
             report,
             metrics,
@@ -266,6 +271,7 @@ impl Inserter {
                 }
                 result => result?,
             }
+            self.remember(table.1, block)?;
         }
         self.noted(ledger::record(&self.client, &arrival.gone).await)?;
         if known.in_doubt {
@@ -273,6 +279,16 @@ impl Inserter {
         }
         drop(erased);
         Ok((arrival, started.elapsed()))
+    }
+
+    /// Keeps the first row of `block`, which was stored: proof that the table takes rows.
+    fn remember(&self, table: Table, block: &Block) -> Result<(), BinaryError> {
+        let mut input = &block.body[..];
+        row::read_insert_row(table, &mut input)?;
+        let row = Bytes::copy_from_slice(block.body.get(..block.body.len() - input.len()).unwrap_or_default());
+        let [of_events, of_parked] = &mut *self.samples.lock();
+        *(if table == Table::Events { of_events } else { of_parked }) = Some(row);
+        Ok(())
     }
 
     /// Finds out which rows of a range that was given out before are dead letters already.
@@ -308,7 +324,11 @@ impl Inserter {
         error: QueryError,
     ) -> Result<AttemptError, AttemptError> {
         tracing::warn!(range = %range.id, table = name, rows = block.rows, %error, "ClickHouse refuses rows; looking for which");
-        let mut refused = bisect::refused(&self.client, (name, table, columns), block, &range.id.to_string()).await?;
+        let [of_events, of_parked] = self.samples.lock().clone();
+        let sample = if table == Table::Events { of_events } else { of_parked };
+        let table_of = (name, table, columns);
+        let mut refused =
+            bisect::refused(&self.client, table_of, block, sample.as_ref(), &range.id.to_string()).await?;
         if known.in_doubt && !refused.is_empty() {
             // Taken by an earlier attempt, before whatever makes ClickHouse refuse them now.
             let (rows, received) = recount::read(table, &block.body)?;

@@ -6,6 +6,7 @@ use super::Question;
 use crate::{
     dead_letters::{self, read_files},
     ids::{TenantId, WalId},
+    ledger::UNKNOWN,
 };
 
 /// What is told of a dead letter.
@@ -59,7 +60,7 @@ impl From<dead_letters::Letter> for Letter {
     }
 }
 
-/// Nil stands for a tenant that could not be read.
+/// The tenant, where it could be read.
 pub(super) fn known(tenant: TenantId) -> Option<TenantId> {
-    (!tenant.0.is_nil()).then_some(tenant)
+    (tenant != UNKNOWN).then_some(tenant)
 }

@@ -97,7 +97,8 @@ pub(super) fn judge(used: u64, free: u64, limits: &Limits) -> Space {
 }
 
 /// A file whose space is for opening databases on a full disk: the storage engine fills up the last segment of a database when
-/// it opens it, and without that it does not open. One database at a time is left in that state, by a crash.
+/// it opens it, and without that it does not open. A crash leaves one database in that state, and on a full disk perhaps the one
+/// before it, which could not be sealed.
 pub(super) struct Reserve {
     path: PathBuf,
     bytes: u64,
@@ -106,7 +107,7 @@ pub(super) struct Reserve {
 impl Reserve {
     /// That of the log in `dir`, whose databases have segments of at most 16 MiB.
     pub(super) fn of(dir: &Path) -> Self {
-        Self { path: dir.join("reserve"), bytes: 16 << 20 }
+        Self { path: dir.join("reserve"), bytes: 32 << 20 }
     }
 
     /// Takes the space, unless it is taken already. `free` bytes are there, of which `others` are for others.

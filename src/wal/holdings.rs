@@ -13,7 +13,7 @@ use super::{
     generation::{Generation, read_range},
     shared::Shared,
 };
-use crate::ids::TenantId;
+use crate::ids::{TenantId, WalId};
 
 /// How much is read at a time: it bounds memory.
 const READ_RECORDS: usize = 4096;
@@ -38,6 +38,14 @@ pub struct Holdings {
     pub missing: u64,
     /// When the books were begun, milliseconds since 1970.
     pub since_ms: i64,
+}
+
+impl Holdings {
+    /// Whether a record is in the accounts and has left the log.
+    pub fn has_left(&self, wal_id: WalId, seq: u64) -> bool {
+        let holds = |opening: &Opening| opening.wal_id == wal_id && (opening.first..=opening.last).contains(&seq);
+        seq <= self.done && self.openings.iter().any(holds)
+    }
 }
 
 /// Keeps records behind `done` from going while it lives.

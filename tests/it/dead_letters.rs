@@ -136,7 +136,7 @@ fn keep(home: &Path, tenant: Uuid, user: &str, (first, count): (u64, u64), bytes
     let letters = DeadLetters::new(home.join("data/dead-letters"), Limits::default(), Arc::new(Metrics::new()));
     let sent = json!({"type": "custom", "name": "late", "user_id": user, "filler": "x".repeat(bytes)}).to_string();
     let about = |number: u64| About {
-        tenant_id: tenant,
+        tenant_id: Some(tenant),
         event_id: Uuid::from_u128(0x7000_8000_0000_0000_0000 + u128::from(number)),
         user_id: user.to_owned(),
         origin: Some((WalId(tenant), number, 0)),
@@ -173,7 +173,7 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     fs::write(&file, torn).unwrap();
     let engine = away.start();
     let output = away.command("dead-letters list --json").output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.status.code(), Some(1), "not all was searched: {output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("only this node's files"), "{output:?}");
     let listed: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(listed.len(), 3, "one that was kept twice is one: {listed:?}");
@@ -202,6 +202,8 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     let one = list(&setup, "")[0]["letter_id"].as_str().unwrap().to_owned();
     assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "1 dropped\n");
     assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "0 dropped\n");
+    let (status, words) = setup.run(&format!("dead-letters replay {one}"));
+    assert!(status.code() == Some(1) && words.contains("no letter of these names is held"), "{words}");
     held(&clickhouse, 3);
     // What became of a letter stands above its being delivered once more.
     drop(engine);

@@ -282,7 +282,7 @@ fn what_was_erased_and_what_is_a_dead_letter_is_told() {
     engine.terminate();
     let folder = home.path().join("data/dead-letters");
     let limits = Limits { retention: Duration::from_hours(1), max_bytes: 1 << 20 };
-    let about = About { tenant_id: ONE.parse().unwrap(), event_id: on_disk, ..About::default() };
+    let about = About { tenant_id: Some(ONE.parse().unwrap()), event_id: on_disk, ..About::default() };
     let letter = DeadLetter {
         stage: Stage::Relay,
         reason: "too large".to_owned(),

@@ -122,7 +122,12 @@ fn boot() -> io::Result<[u8; 16]> {
 fn began(pid: u32) -> io::Result<Option<u64>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the program's name in parentheses and may hold anything; the start is the 22nd field.
-    Ok(stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)).and_then(|ticks| ticks.parse().ok()))
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    // One that has ended and that its parent has not asked about yet.
+    if fields.starts_with(['Z', 'X']) {
+        return Ok(None);
+    }
+    Ok(fields.split(' ').nth(19).and_then(|ticks| ticks.parse().ok()))
 }
 
 /// A file without callers and calls.

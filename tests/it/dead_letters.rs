@@ -265,6 +265,33 @@ fn a_table_that_takes_nothing_is_mended_and_no_row_becomes_a_letter() {
 }
 
 #[test]
+fn a_row_that_was_taken_lately_tells_bad_rows_from_a_bad_table() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"500ms\"");
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    send(&engine, 0..10, &[]);
+    is_stored_once(&clickhouse, 10);
+    // One client sends nothing but bad rows: they hold up nobody.
+    clickhouse.query(NO_EVIL);
+    send(&engine, 10..110, &(10..110).collect::<Vec<_>>());
+    held(&clickhouse, 100);
+    send(&engine, 110..120, &[]);
+    is_stored_once(&clickhouse, 20);
+    // A table that takes nothing, and few events: they wait.
+    clickhouse.query("ALTER TABLE overwatch.events ADD CONSTRAINT nothing CHECK name = 'nobody'");
+    send(&engine, 120..125, &[]);
+    eventually("health says so", || {
+        engine.component("sink")["reason"].to_string().contains("refuses every row for table events")
+    });
+    clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT nothing");
+    is_stored_once(&clickhouse, 25);
+    held(&clickhouse, 100);
+    setup.ledger().unwrap();
+}
+
+#[test]
 fn an_erasure_finds_letters_and_what_is_no_event_stays() {
     let home = tempfile::tempdir().unwrap();
     let setup = Setup::new(home.path());

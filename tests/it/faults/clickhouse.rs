@@ -113,7 +113,7 @@ fn a_server_that_hangs_and_goes_on_loses_and_doubles_nothing() {
 #[test]
 fn a_part_that_is_missing_while_its_token_is_logged_is_put_back_without_the_views() {
     let Rig { engine, clickhouse, proxy, setup, .. } = &rig_with("inserts_in_flight = 1");
-    let load = Load::start(&engine);
+    let load = Load::start(engine);
     load.wait_for_requests(20);
     // Stored, as nobody knows: the sink repeats it. Before it does, the part is gone and its token is not.
     proxy.set(Fault::LoseAnswer);

@@ -78,10 +78,7 @@ pub enum Action {
     Replay {
         /// Which
         #[command(flatten)]
-        which: Which,
-        /// All that are held
-        #[arg(long)]
-        all: bool,
+        chosen: Chosen,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -90,10 +87,7 @@ pub enum Action {
     Drop {
         /// Which
         #[command(flatten)]
-        which: Which,
-        /// All that are held
-        #[arg(long)]
-        all: bool,
+        chosen: Chosen,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -157,15 +151,29 @@ impl Which {
     }
 }
 
-/// That `filter` names fewer than all, or all are meant.
-///
-/// # Errors
-/// Neither.
-pub fn meant(filter: &Filter, all: bool) -> Result<()> {
-    if filter.is_all() && !all {
-        bail!("say which letters: their names, --tenant, --reason, --stage, --since, --until, or --all");
+/// Which letters something is to become of: all of them only where that is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Chosen {
+    /// Which
+    #[command(flatten)]
+    pub which: Which,
+    /// All that are held
+    #[arg(long)]
+    pub all: bool,
+}
+
+impl Chosen {
+    /// The filter; `find` finds a tenant by id or name.
+    ///
+    /// # Errors
+    /// There is no such tenant, or nothing was chosen.
+    pub fn filter(&self, find: impl Fn(&str) -> Result<TenantId>) -> Result<Filter> {
+        let filter = self.which.filter(find)?;
+        if filter.is_all() && !self.all {
+            bail!("say which letters: their names, --tenant, --reason, --stage, --since, --until, or --all");
+        }
+        Ok(filter)
     }
-    Ok(())
 }
 
 /// Where letters are: in the table, if ClickHouse can be reached, and in the files of this node.

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error as _, IntoDeserializer as _, value::StrDeserializer},
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -12,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     ids::{EventId, TenantId, WalId},
     ledger::{Gone, Reason, UNKNOWN},
-    row::{self, EventRow, Origin, ParkedRow, Position, Row, Table},
+    row::{self, EventRow, Origin, ParkedRow, Place, Position, Row, Table},
     wal::Record,
 };
 
@@ -81,9 +84,8 @@ impl Form {
 
     /// The form that is written as `text`.
     pub fn named(text: &str) -> Option<Self> {
-        let all =
-            [Self::Record, Self::Rows, Self::Row, Self::Event, Self::Parked, Self::Line, Self::ParkedLine, Self::Sent];
-        all.into_iter().find(|form| form.as_str() == text)
+        let text: StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+        Self::deserialize(text).ok()
     }
 }
 
@@ -103,7 +105,7 @@ pub struct About {
     /// So that an erasure finds it.
     pub anonymous_id: String,
     /// Where it entered.
-    pub origin: Option<(WalId, u64, u32)>,
+    pub origin: Option<Place>,
     /// Where it was read.
     pub message: Option<MessageLine>,
     /// How many events the bytes hold, from the one that entered at `origin` on; 0 is taken for one.
@@ -150,7 +152,7 @@ impl About {
             expires_at: Some(row.expires_at),
             user_id: row.user_id.to_string(),
             anonymous_id: row.anonymous_id.to_string(),
-            origin: origin.map(place_of),
+            origin: origin.map(Origin::place),
             message: None,
             events: 1,
         }
@@ -163,7 +165,7 @@ impl About {
             event_id: row.event_id.0,
             received_at_ms: Some(row.received_at_ms),
             expires_at: Some(row.expires_at),
-            origin: origin.map(place_of),
+            origin: origin.map(Origin::place),
             ..Self::sent(row.raw.as_bytes())
         }
     }
@@ -184,10 +186,6 @@ impl About {
         let id = |name| said.get(name).and_then(Value::as_str).and_then(|text| Uuid::try_parse(text).ok());
         Self { tenant_id: id("tenant_id"), event_id: id("event_id").unwrap_or_default(), ..Self::sent(bytes) }
     }
-}
-
-fn place_of(origin: &Origin) -> (WalId, u64, u32) {
-    (origin.wal_id, origin.wal_seq, origin.wal_ordinal)
 }
 
 /// A line of a message of a topic.
@@ -215,7 +213,7 @@ pub struct DeadLetter<'a> {
     /// The original bytes.
     pub bytes: &'a [u8],
     /// Where it entered, where the bytes do not say it themselves.
-    pub origin: Option<(WalId, u64, u32)>,
+    pub origin: Option<Place>,
     /// Where it stood in a topic.
     pub message: Option<MessageLine>,
     /// Whose it is; none: what the bytes say.
@@ -359,7 +357,7 @@ pub(super) const COLUMNS: &str = "letter_id, tenant_id, event_id, state, version
      reason, form, bytes, size, user_id, anonymous_id, wal_id, wal_seq, wal_ordinal, topic, partition, offset, line";
 
 /// A UUID of version 8 (RFC 9562): the first bits of a SHA-256 sum.
-fn name(stage: Stage, origin: Option<(WalId, u64, u32)>, message: Option<&MessageLine>, bytes: &[u8]) -> Uuid {
+fn name(stage: Stage, origin: Option<Place>, message: Option<&MessageLine>, bytes: &[u8]) -> Uuid {
     let mut hash = Sha256::new();
     hash.update(stage.as_str());
     if let Some((wal_id, wal_seq, wal_ordinal)) = origin {

@@ -176,7 +176,15 @@ impl<'a> ParkedRow<'a> {
     }
 }
 
+/// Where a row entered: log, record, place in it.
+pub type Place = (WalId, u64, u32);
+
 impl Origin {
+    /// Where the row entered, whenever it was read.
+    pub const fn place(&self) -> Place {
+        (self.wal_id, self.wal_seq, self.wal_ordinal)
+    }
+
     /// Reads the columns back from `RowBinary`, moving `input` past them.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ mod sighted;
 use binary::ColumnValue as _;
 pub use binary::{BinaryError, Json, Text, write_bytes_binary, write_uuid_binary};
 pub use columns::{
-    EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Position,
+    EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Place, Position,
 };
 pub use json::{JsonError, read_json, write_json};
 pub use parked::{read_parked_json, write_parked_json};
@@ -94,6 +94,24 @@ pub enum Table {
     Parked,
     /// `parked_events`, each row followed by its `released`.
     Released,
+}
+
+impl Table {
+    /// As ClickHouse knows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Parked | Self::Released => "parked_events",
+        }
+    }
+
+    /// Columns of its rows, before their origin and position.
+    pub const fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Events => EVENT_COLUMNS,
+            Self::Parked | Self::Released => PARKED_COLUMNS,
+        }
+    }
 }
 
 /// Reads one complete row of an insert as [`write_insert_row`] wrote it, with where it entered and where it was read, moving

@@ -13,6 +13,7 @@
 //!   an outage never does.
 //! - Nothing is shared between nodes but the broker and ClickHouse.
 
+mod dead_letters;
 mod drain;
 mod front;
 mod ledger;
@@ -32,6 +33,7 @@ use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use dead_letters::dead_letters;
 pub use ledger::ledger;
 pub use maintenance::{Maintenance, connect};
 pub use storage::migrate;
@@ -40,10 +42,9 @@ pub use trace::trace;
 use crate::{
     api::Api,
     config::Config,
-    dead_letters::{DeadLetters, commands as letters},
+    dead_letters::DeadLetters,
     erasure::commands,
     health::Health,
-    ids::TenantId,
     metrics::Metrics,
     plugins::tables::Tables,
     relay::Relay,
@@ -157,58 +158,6 @@ pub async fn erase(config: &Config, request: commands::Request) -> Result<comman
     let report = commands::run(connection.client(), connection.template(), &settings, request).await;
     connection.stop().await;
     report
-}
-
-/// Carries out a `dead-letters` command and prints what came of it; `find` finds a tenant by its id or name.
-///
-/// # Errors
-/// ClickHouse cannot be reached or refused, no engine runs for a replay, letters stay dead letters.
-pub async fn dead_letters(
-    config: &Config,
-    action: letters::Action,
-    find: impl Fn(&str) -> Result<TenantId>,
-) -> Result<()> {
-    let connection = match &action {
-        // It is the engine that does it.
-        letters::Action::Replay { .. } => None,
-        _ => Some(maintenance::connect(config).await),
-    };
-    let done = async {
-        let reached = || match &connection {
-            Some(Ok(connection)) => Ok(connection.client().clone()),
-            Some(Err(error)) => Err(anyhow!("{error:#}")),
-            None => Err(anyhow!("no ClickHouse is asked")),
-        };
-        let places = || letters::Places { client: reached(), folder: settings::dead_letters_folder(config) };
-        match action {
-            letters::Action::List { which, all_states, limit, json } => {
-                print!("{}", places().list(&which.filter(&find)?, all_states, limit, json).await?);
-                reached().context("only this node's files were searched")?;
-            }
-            letters::Action::Show { letter, json } => print!("{}", places().show(letter, json).await?),
-            letters::Action::Replay { which, all, json } => {
-                let filter = which.filter(&find)?;
-                letters::meant(&filter, all)?;
-                letters::replay(&config.process.data_dir, filter, json)?;
-            }
-            letters::Action::Drop { which, all, json } => {
-                let filter = which.filter(&find)?;
-                letters::meant(&filter, all)?;
-                let dropped = letters::drop_letters(&reached()?, &filter).await?;
-                if json {
-                    println!("{}", serde_json::json!({"dropped": dropped}));
-                } else {
-                    println!("{dropped} dropped");
-                }
-            }
-        }
-        Ok(())
-    };
-    let done = done.await;
-    if let Some(Ok(connection)) = connection {
-        connection.stop().await;
-    }
-    done
 }
 
 async fn open_log(common: &Common) -> Result<OpenLog> {

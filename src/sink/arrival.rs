@@ -11,14 +11,11 @@ use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{
-    recount,
-    source::{Block, Place, Range},
-};
+use super::source::{Block, Range};
 use crate::{
     erasure::Set,
     ledger::{Gone, Reason},
-    row::{self, BinaryError, Origin, Position, Table},
+    row::{self, BinaryError, Origin, Place, Position, Table},
 };
 
 /// What may be inserted of a range.
@@ -35,14 +32,23 @@ pub(super) struct Arrival {
     /// Both, for the ledger.
     pub(super) gone: Vec<Gone>,
     /// Rows that were left out because another process has stored them: of `events`, and of `parked_events`.
-    pub(super) stored: (usize, usize),
+    pub(super) stored: [usize; 2],
 }
 
 impl Arrival {
+    /// Its blocks, each with the table that it is for.
+    pub(super) fn blocks(&self) -> [(Table, &Block); 2] {
+        [(Table::Events, &self.events), (Table::Parked, &self.parked)]
+    }
+
     /// Leaves out the rows that entered at `places` and are dead letters.
     pub(super) fn leave_out_refused(&mut self, places: &HashSet<Place>) -> Result<(), BinaryError> {
-        self.events = without(&self.events, Table::Events, places)?;
-        self.parked = without(&self.parked, Table::Parked, places)?;
+        if places.is_empty() {
+            return Ok(());
+        }
+        for (block, table) in [(&mut self.events, Table::Events), (&mut self.parked, Table::Parked)] {
+            *block = rest(block, table, |_, origin, _| !places.contains(&origin.place()))?;
+        }
         Ok(())
     }
 
@@ -50,24 +56,9 @@ impl Arrival {
     pub(super) fn leave_out_stored(&mut self, places: &HashSet<Place>) -> Result<(), BinaryError> {
         let before = (self.events.rows, self.parked.rows);
         self.leave_out_refused(places)?;
-        self.stored = (before.0 - self.events.rows, before.1 - self.parked.rows);
+        self.stored = [before.0 - self.events.rows, before.1 - self.parked.rows];
         Ok(())
     }
-}
-
-/// `block` without the rows that entered at `places`.
-fn without(block: &Block, table: Table, places: &HashSet<Place>) -> Result<Block, BinaryError> {
-    if block.rows == 0 || places.is_empty() {
-        return Ok(block.clone());
-    }
-    let (mut body, mut rows) = (Vec::with_capacity(block.body.len()), 0);
-    for row in recount::read(table, &block.body)?.0 {
-        if !places.contains(&row.place()) {
-            body.extend_from_slice(block.body.get(row.start..row.end).unwrap_or_default());
-            rows += 1;
-        }
-    }
-    Ok(Block { rows, body: Bytes::from(body) })
 }
 
 /// The token of the insert of `block`. What is left of a range without rows that are stored is another block than the whole.
@@ -85,7 +76,7 @@ pub(super) fn token(range: &Range, block: &Block, stored: usize) -> String {
 pub(super) async fn sort(range: &Range, erased: Arc<Set>, now: u32) -> Result<Arrival, BinaryError> {
     let events = Block { rows: range.rows, body: range.body.clone() };
     let whole =
-        Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0, gone: Vec::new(), stored: (0, 0) };
+        Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0, gone: Vec::new(), stored: [0; 2] };
     if erased.is_empty() && range.first_expiry > now {
         return Ok(whole);
     }

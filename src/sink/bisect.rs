@@ -21,11 +21,11 @@ use bytes::Bytes;
 use super::{
     insert::{insert_settings, statement},
     recount::{self, Row},
-    source::{Block, Place},
+    source::Block,
 };
 use crate::{
     clickhouse::{Client, Kind, QueryError, quote_identifier},
-    row::{BinaryError, Table},
+    row::{BinaryError, Place, Table},
 };
 
 /// So many rows, one after the other and without one that is taken, raise the question whether it is the table.
@@ -56,7 +56,7 @@ pub(super) struct Refused {
 /// The table of the trials, and what it is to say.
 struct Trial<'a> {
     client: &'a Client,
-    table: &'static str,
+    table: Table,
     into: String,
     body: &'a Bytes,
     rows: &'a [Row],
@@ -64,22 +64,23 @@ struct Trial<'a> {
     sample: Option<&'a Bytes>,
 }
 
-/// The rows of `block` that `table`, of the name `name` and with the `columns`, does not take. `token` names the range.
+/// The rows of `block` that `table` does not take. `token` names the range.
 pub(super) async fn refused(
     client: &Client,
-    (name, table, columns): (&'static str, Table, &[&str]),
+    table: Table,
     block: &Block,
     sample: Option<&Bytes>,
     token: &str,
 ) -> Result<Vec<Refused>, BisectError> {
     let rows = recount::read(table, &block.body)?.0;
     let database = quote_identifier(client.database());
+    let name = table.name();
     let trial = format!("{name}_trial_{:08x}", crc32c::crc32c(token.as_bytes()));
     client
         .execute(&format!("CREATE TABLE IF NOT EXISTS {database}.{trial} AS {database}.{name} ENGINE = Null"))
         .await?;
-    let into = statement(client.database(), &trial, columns, &[]);
-    let result = Trial { client, table: name, into, body: &block.body, rows: &rows, sample }.bisect().await;
+    let into = statement(client.database(), &trial, table.columns(), &[]);
+    let result = Trial { client, table, into, body: &block.body, rows: &rows, sample }.bisect().await;
     client.execute(&format!("DROP TABLE IF EXISTS {database}.{trial}")).await?;
     result
 }
@@ -114,7 +115,7 @@ impl Trial<'_> {
             }
         }
         match sample {
-            Some(Some(reason)) if !taken => Err(BisectError::Table { table: self.table, reason }),
+            Some(Some(reason)) if !taken => Err(BisectError::Table { table: self.table.name(), reason }),
             _ => Ok(refused),
         }
     }
@@ -145,6 +146,6 @@ impl Trial<'_> {
                 return Ok(());
             }
         }
-        Err(BisectError::Table { table: self.table, reason })
+        Err(BisectError::Table { table: self.table.name(), reason })
     }
 }

@@ -18,11 +18,11 @@ use serde::Deserialize;
 
 use super::{
     recount::{self, RecountError, Row},
-    source::{Block, Place},
+    source::Block,
 };
 use crate::{
     clickhouse::{Client, QueryError, quote_identifier, quote_text},
-    row::Table,
+    row::{Place, Table},
 };
 
 #[derive(clickhouse::Row, Deserialize)]
@@ -46,7 +46,7 @@ struct Since {
 /// Adds the rows of `block` that are stored and must not be sent again to `places`.
 pub(super) async fn look(
     client: &Client,
-    (name, table): (&str, Table),
+    table: Table,
     block: &Block,
     was_in_flight: bool,
     places: &mut HashSet<Place>,
@@ -55,13 +55,13 @@ pub(super) async fn look(
         return Ok(());
     }
     let (rows, received) = recount::read(table, &block.body)?;
-    let there = recount::there(client, name, &rows, received).await?;
+    let there = recount::there(client, table, &rows, received).await?;
     let stored: Vec<&Row> = rows.iter().filter(|row| there.has(table, row)).collect();
-    if stored.is_empty() || (was_in_flight && token_is_known(client, name, &rows, received).await?) {
+    if stored.is_empty() || (was_in_flight && token_is_known(client, table.name(), &rows, received).await?) {
         return Ok(());
     }
     tracing::warn!(
-        table = name,
+        table = table.name(),
         rows = rows.len(),
         stored = stored.len(),
         "rows that this log still holds were stored by another process: its folder is a copy; they are left out"

@@ -1,7 +1,7 @@
 //! One range, one insert for each table that it has rows of: the statements, its settings, and the repeats.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     sync::{
         Arc, OnceLock,
@@ -24,7 +24,7 @@ use super::{
     copies,
     recount::{self, RecountError, Stored},
     report::Report,
-    source::{Block, Place, Range},
+    source::{Block, Range},
 };
 use crate::{
     clickhouse::{Client, Kind, MigrateError, Migrator, Mode, QueryError, Template, quote_identifier},
@@ -34,11 +34,8 @@ use crate::{
     ledger,
     metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
-    row::{self, BinaryError, EVENT_COLUMNS, ORIGIN_COLUMNS, PARKED_COLUMNS, POSITION_COLUMNS, Table},
+    row::{self, BinaryError, ORIGIN_COLUMNS, POSITION_COLUMNS, Place, Table},
 };
-
-const EVENTS: &str = "events";
-const PARKED: &str = "parked_events";
 
 /// How the storing of a range ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -134,13 +131,11 @@ pub(super) struct Inserter {
     /// be migrated while inserts are repeated: rows that arrived between the table and its views would be missing
     /// from the views for ever.
     schema_in_doubt: AtomicBool,
-    into_events: String,
-    into_parked: String,
     gate: OnceLock<Gate>,
     erasures: OnceLock<Erasures>,
     letters: DeadLetters,
-    /// A row of `events`, and one of `parked_events`, that was stored lately.
-    samples: Mutex<[Option<Bytes>; 2]>,
+    /// By table, a row that was stored lately.
+    samples: Mutex<BTreeMap<&'static str, Bytes>>,
     settings: Settings,
     report: Report,
     metrics: Arc<Metrics>,
@@ -154,8 +149,6 @@ impl Inserter {
         report: Report,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let into_events = statement(client.database(), EVENTS, EVENT_COLUMNS, &[]);
-        let into_parked = statement(client.database(), PARKED, PARKED_COLUMNS, &[]);
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
@@ -164,8 +157,6 @@ impl Inserter {
             client,
             schema,
             schema_in_doubt,
-            into_events,
-            into_parked,
             gate,
             erasures,
             letters,
@@ -258,20 +249,19 @@ impl Inserter {
             None => known.elsewhere.insert(self.look_for_copies(range, &arrival).await?),
         };
         arrival.leave_out_stored(elsewhere)?;
-        let inserts = [
-            (&self.into_events, (EVENTS, Table::Events, EVENT_COLUMNS), &arrival.events, arrival.stored.0),
-            (&self.into_parked, (PARKED, Table::Parked, PARKED_COLUMNS), &arrival.parked, arrival.stored.1),
-        ];
         // A range of which every row went to the dead letters, or was left out, is only to be committed.
-        for (statement, table, block, stored) in inserts.into_iter().filter(|(_, _, block, _)| block.rows > 0) {
+        for ((table, block), stored) in
+            arrival.blocks().into_iter().zip(arrival.stored).filter(|((_, block), _)| block.rows > 0)
+        {
             let settings = insert_settings(&arrival::token(range, block, stored), block.rows);
-            match self.noted(self.client.insert(statement, &settings, block.body.clone()).await) {
+            let statement = statement(self.client.database(), table.name(), table.columns(), &[]);
+            match self.noted(self.client.insert(&statement, &settings, block.body.clone()).await) {
                 Err(error) if *error.kind() == Kind::Data => {
                     return Err(self.put_aside(range, table, block, known, error).await?);
                 }
                 result => result?,
             }
-            self.remember(table.1, block)?;
+            self.remember(table, block)?;
         }
         self.noted(ledger::record(&self.client, &arrival.gone).await)?;
         if known.in_doubt {
@@ -286,8 +276,7 @@ impl Inserter {
         let mut input = &block.body[..];
         row::read_insert_row(table, &mut input)?;
         let row = Bytes::copy_from_slice(block.body.get(..block.body.len() - input.len()).unwrap_or_default());
-        let [of_events, of_parked] = &mut *self.samples.lock();
-        *(if table == Table::Events { of_events } else { of_parked }) = Some(row);
+        self.samples.lock().insert(table.name(), row);
         Ok(())
     }
 
@@ -301,7 +290,7 @@ impl Inserter {
         let local = tokio::task::spawn_blocking(move || letters.refused_rows()).await.map_err(io::Error::other)??;
         known.refused.extend(local);
         let store = Store::new(self.client.clone());
-        for (block, table) in [(&arrival.events, Table::Events), (&arrival.parked, Table::Parked)] {
+        for (table, block) in arrival.blocks() {
             let rows = recount::read(table, &block.body)?.0;
             let wal_ids: BTreeSet<WalId> = rows.iter().map(|row| row.origin.wal_id).collect();
             let records = || rows.iter().map(|row| row.origin.wal_seq);
@@ -318,21 +307,18 @@ impl Inserter {
     async fn put_aside(
         &self,
         range: &Range,
-        (name, table, columns): (&'static str, Table, &[&str]),
+        table: Table,
         block: &Block,
         known: &mut Attempts,
         error: QueryError,
     ) -> Result<AttemptError, AttemptError> {
-        tracing::warn!(range = %range.id, table = name, rows = block.rows, %error, "ClickHouse refuses rows; looking for which");
-        let [of_events, of_parked] = self.samples.lock().clone();
-        let sample = if table == Table::Events { of_events } else { of_parked };
-        let table_of = (name, table, columns);
-        let mut refused =
-            bisect::refused(&self.client, table_of, block, sample.as_ref(), &range.id.to_string()).await?;
+        tracing::warn!(range = %range.id, table = table.name(), rows = block.rows, %error, "ClickHouse refuses rows; looking for which");
+        let sample = self.samples.lock().get(table.name()).cloned();
+        let mut refused = bisect::refused(&self.client, table, block, sample.as_ref(), &range.id.to_string()).await?;
         if known.in_doubt && !refused.is_empty() {
             // Taken by an earlier attempt, before whatever makes ClickHouse refuse them now.
             let (rows, received) = recount::read(table, &block.body)?;
-            let there = recount::there(&self.client, name, &rows, received).await?;
+            let there = recount::there(&self.client, table, &rows, received).await?;
             refused.retain(|row| !there.has_row(row.place));
         }
         // None of them alone is refused: it was not about the rows, and the range is tried again as it is.
@@ -362,7 +348,7 @@ impl Inserter {
     /// The rows of a range that another process has stored.
     async fn look_for_copies(&self, range: &Range, arrival: &Arrival) -> Result<HashSet<Place>, AttemptError> {
         let mut places = HashSet::new();
-        for (table, block) in [((EVENTS, Table::Events), &arrival.events), ((PARKED, Table::Parked), &arrival.parked)] {
+        for (table, block) in arrival.blocks() {
             copies::look(&self.client, table, block, range.replayed, &mut places).await?;
         }
         Ok(places)
@@ -371,13 +357,9 @@ impl Inserter {
     /// Puts back what ClickHouse has lost of a range that it says it has.
     async fn recount(&self, range: &Range, arrival: &Arrival) -> Result<(), AttemptError> {
         let token = range.id.to_string();
-        let tables = [
-            (EVENTS, Table::Events, EVENT_COLUMNS, &arrival.events),
-            (PARKED, Table::Parked, PARKED_COLUMNS, &arrival.parked),
-        ];
-        for (name, table, columns, block) in tables {
+        for (table, block) in arrival.blocks() {
             if block.rows > 0 {
-                let stored = Stored { name, table, columns, block, token: &token };
+                let stored = Stored { table, block, token: &token };
                 let missing = recount::mend(&self.client, &stored).await?;
                 self.metrics.sink_mended_rows.inc_by(missing as u64);
             }
@@ -406,7 +388,7 @@ impl Inserter {
         self.metrics.sink_parked_rows.inc_by(arrival.parked.rows as u64);
         self.metrics.sink_inserts.inc_by(rows.into_iter().filter(|rows| *rows > 0).count() as u64);
         for (reason, count) in
-            [("expired", arrival.expired), ("erased", arrival.erased), ("stored", arrival.stored.0 + arrival.stored.1)]
+            [("expired", arrival.expired), ("erased", arrival.erased), ("stored", arrival.stored.iter().sum())]
         {
             if count > 0 {
                 self.metrics.sink_left_out.get_or_create(&LeftOutLabels { reason }).inc_by(count as u64);

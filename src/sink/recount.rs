@@ -23,14 +23,11 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 
-use super::{
-    insert::insert_settings,
-    source::{Block, Place},
-};
+use super::{insert::insert_settings, source::Block};
 use crate::{
     clickhouse::{Client, QueryError, quote_identifier, quote_text},
     ids::{EventId, TenantId, WalId},
-    row::{self, BinaryError, Origin, Table},
+    row::{self, BinaryError, Origin, Place, Table},
 };
 
 /// Why rows could not be counted or put back.
@@ -44,11 +41,7 @@ pub(super) enum RecountError {
 
 /// Rows of one table of a range, as they were inserted.
 pub(super) struct Stored<'a> {
-    /// `events` or `parked_events`.
-    pub(super) name: &'static str,
     pub(super) table: Table,
-    /// The insert of a block, up to its format: into the table itself.
-    pub(super) columns: &'a [&'a str],
     pub(super) block: &'a Block,
     /// Names the range.
     pub(super) token: &'a str,
@@ -81,7 +74,7 @@ pub(super) struct There {
 
 impl Row {
     pub(super) fn place(&self) -> Place {
-        (self.origin.wal_id, self.origin.wal_seq, self.origin.wal_ordinal)
+        self.origin.place()
     }
 }
 
@@ -107,9 +100,9 @@ enum Mend {
 
 /// Counts the rows of `stored` in ClickHouse and puts back what is missing; gives how many rows that were.
 pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, RecountError> {
-    let Stored { name, table, block, token, .. } = stored;
+    let Stored { table, block, token } = stored;
     let (rows, received) = read(*table, &block.body)?;
-    let there = there(client, name, &rows, received).await?;
+    let there = there(client, *table, &rows, received).await?;
     let mut body = Vec::new();
     let mut missing = 0;
     for row in &rows {
@@ -123,16 +116,16 @@ pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, 
     }
     tracing::error!(
         range = token,
-        table = name,
+        table = table.name(),
         missing,
         rows = rows.len(),
         "ClickHouse has lost rows of an insert; they are put back"
     );
     let missing_rows = Block { rows: missing, body: Bytes::from(body) };
-    match how(client, name).await? {
+    match how(client, table.name()).await? {
         Mend::Attach => attach(client, stored, &missing_rows).await?,
         Mend::Insert => {
-            let statement = super::insert::statement(client.database(), name, stored.columns, &[]);
+            let statement = super::insert::statement(client.database(), table.name(), table.columns(), &[]);
             let settings = insert_settings(&format!("{token}#missing"), missing);
             client.insert(&statement, &settings, missing_rows.body).await?;
         }
@@ -156,13 +149,14 @@ pub(super) fn read(table: Table, body: &[u8]) -> Result<(Vec<Row>, (i64, i64)), 
 /// Which rows of the range's logs and time are in ClickHouse.
 pub(super) async fn there(
     client: &Client,
-    name: &str,
+    table: Table,
     rows: &[Row],
     received: (i64, i64),
 ) -> Result<There, RecountError> {
     let sql = format!(
-        "SELECT tenant_id, event_id, wal_id, wal_seq, wal_ordinal, relayed_at FROM {}.{name} WHERE {}",
+        "SELECT tenant_id, event_id, wal_id, wal_seq, wal_ordinal, relayed_at FROM {}.{} WHERE {}",
         quote_identifier(client.database()),
+        table.name(),
         of_rows(rows, received)
     );
     let answer = client.fetch_row_binary(&sql).await?;
@@ -171,7 +165,7 @@ pub(super) async fn there(
     while !input.is_empty() {
         let (event, origin) = row::read_identity(&mut input)?;
         there.events.insert(event);
-        there.rows.insert((origin.wal_id, origin.wal_seq, origin.wal_ordinal));
+        there.rows.insert(origin.place());
     }
     Ok(there)
 }
@@ -201,12 +195,12 @@ async fn how(client: &Client, name: &str) -> Result<Mend, QueryError> {
 
 /// Puts rows into the table without its views.
 async fn attach(client: &Client, stored: &Stored<'_>, missing: &Block) -> Result<(), QueryError> {
-    let staging = format!("{}_missing_{:08x}", stored.name, crc32c::crc32c(stored.token.as_bytes()));
+    let staging = format!("{}_missing_{:08x}", stored.table.name(), crc32c::crc32c(stored.token.as_bytes()));
     let database = quote_identifier(client.database());
-    let (table, target) = (format!("{database}.{}", stored.name), format!("{database}.{staging}"));
+    let (table, target) = (format!("{database}.{}", stored.table.name()), format!("{database}.{staging}"));
     client.execute(&format!("DROP TABLE IF EXISTS {target} SYNC")).await?;
     client.execute(&format!("CREATE TABLE {target} AS {table}")).await?;
-    let statement = super::insert::statement(client.database(), &staging, stored.columns, &[]);
+    let statement = super::insert::statement(client.database(), &staging, stored.table.columns(), &[]);
     client.insert(&statement, &insert_settings(&stored.token, missing.rows), missing.body.clone()).await?;
     let partitions = client
         .fetch::<Partition>(&format!(

@@ -18,8 +18,6 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::ids::WalId;
-
 /// How much one range may hold, rows of all tables together. The first bound that is reached closes it.
 #[derive(Clone, Debug)]
 pub struct RangeLimits {
@@ -66,9 +64,6 @@ pub struct Block {
     /// Rows as [`crate::row::write_insert_row`] encodes them.
     pub body: Bytes,
 }
-
-/// Where a row entered: log, record, place in it.
-pub type Place = (WalId, u64, u32);
 
 /// A contiguous range of one partition, encoded as one block of an insert for each table that it has rows of.
 #[derive(Debug)]

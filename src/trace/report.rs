@@ -9,7 +9,7 @@ use super::{Answers, Asked, Question, letters::Letter, stage::Stage, stage::Step
 use crate::{
     broker::find::InTopic,
     erasure::Tombstone,
-    ids::{EventId, TenantId, WalId, WalSeq},
+    ids::{EventId, TenantId, WalSeq},
     row::{EXPIRES_NEVER, Origin, Sighted},
     table::aligned,
     wal::InLog,
@@ -299,7 +299,7 @@ impl Met<'_> {
             return ("dead_letter", format!("in the dead letters ({}): {}", letter.kept, letter.reason));
         }
         let is_released = |row: &InTable| {
-            let same = |other: &&&InTable| other.released && place(&other.origin) == place(&row.origin);
+            let same = |other: &&&InTable| other.released && other.origin.place() == row.origin.place();
             self.parked.iter().any(|other| same(&other))
         };
         let waits = self.parked.iter().find(|row| !row.released && !is_released(row));
@@ -376,11 +376,6 @@ fn kept_until(row: &Sighted) -> Option<Timestamp> {
     (row.expires_at != EXPIRES_NEVER).then(|| Timestamp::from_second(i64::from(row.expires_at)).ok()).flatten()
 }
 
-/// What identifies a row for ever.
-fn place(origin: &Origin) -> (WalId, u64, u32) {
-    (origin.wal_id, origin.wal_seq, origin.wal_ordinal)
-}
-
 #[derive(Default)]
 struct Steps(Vec<Step>);
 
@@ -399,7 +394,7 @@ impl Steps {
 
     /// What a row says of the stages before the place where it was met.
     fn before(&mut self, row: &Sighted, origin: &Origin, message: Option<(&String, u32, u64)>) {
-        let (wal_id, sequence, ordinal) = place(origin);
+        let (wal_id, sequence, ordinal) = origin.place();
         self.once(row.received_at_ms, Stage::Accepted { wal_id, sequence: WalSeq(sequence), ordinal });
         if let Some((topic, partition, offset)) = message {
             self.once(origin.relayed_at_ms, Stage::Relayed { topic: topic.clone(), partition, offset });
@@ -414,7 +409,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{trace::tables::InTables, wal::Findings};
+    use crate::{ids::WalId, trace::tables::InTables, wal::Findings};
 
     const NOW: i64 = 1_790_000_000;
 
@@ -454,7 +449,7 @@ mod tests {
         Letter {
             tenant: Some(tenant()),
             letter_id: "l".to_owned(),
-            accepted: Some(((NOW - 60) * 1000, place(&origin()))),
+            accepted: Some(((NOW - 60) * 1000, origin().place())),
             died_at_ms: (NOW - 30) * 1000,
             stage: "sink".to_owned(),
             reason: "no such day".to_owned(),

@@ -38,13 +38,6 @@ fn send(engine: &Engine, range: std::ops::Range<usize>, evil: &[usize]) {
     assert_eq!((answer.status, answer.json()["events_accepted"].as_u64()), (200, Some(count as u64)), "{answer:?}");
 }
 
-/// Every row of `events` is one event, and the views have counted it once.
-fn is_stored_once(clickhouse: &ClickHouse, events: usize) {
-    let rows = "SELECT concat(toString(count()), ' ', toString(uniqExact(tenant_id, event_id))) FROM overwatch.events";
-    clickhouse.wait_for(rows, &format!("{events} {events}"));
-    clickhouse.wait_for("SELECT sum(events) FROM overwatch.events_per_minute", &events.to_string());
-}
-
 fn is_up(engine: &Engine) {
     eventually("health is up", || engine.get("/health").json()["status"] == "up");
 }
@@ -77,7 +70,7 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     clickhouse.query(NO_EVIL);
     let evil = [0, 4_999, 5_000, 9_999];
     send(&engine, 0..10_000, &evil);
-    is_stored_once(&clickhouse, 9_996);
+    clickhouse.wait_for_events_once(9_996);
     held(&clickhouse, 4);
     eventually("the log goes on", || engine.metric("ingestion_wal_events") == 0);
     is_up(&engine);
@@ -106,21 +99,21 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     command(&setup, "dead-letters replay --all");
     eventually("they have died again", || engine.metric("ingestion_dead_letters_total") == 8);
     held(&clickhouse, 4);
-    is_stored_once(&clickhouse, 9_996);
+    clickhouse.wait_for_events_once(9_996);
 
     clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT no_evil");
     // The front knows the events from the attempt before; an id is free again once its event has died.
     let summary = command(&setup, "dead-letters replay --all --json");
     let summary: Value = serde_json::from_str(&summary).unwrap();
     assert_eq!((&summary["replayed"], &summary["held"]), (&json!(4), &json!(0)), "{summary}");
-    is_stored_once(&clickhouse, 10_000);
+    clickhouse.wait_for_events_once(10_000);
     held(&clickhouse, 0);
     assert_eq!(list(&setup, "--all-states").len(), 8);
     assert_eq!(clickhouse.query("SELECT count() FROM overwatch.dead_letters FINAL WHERE bytes != ''"), "0");
     // Again is nothing.
     let summary: Value = serde_json::from_str(&command(&setup, "dead-letters replay --all --json")).unwrap();
     assert_eq!((&summary["replayed"], &summary["stored"]), (&json!(0), &json!(0)), "{summary}");
-    is_stored_once(&clickhouse, 10_000);
+    clickhouse.wait_for_events_once(10_000);
     // What died counts as dead, and as received anew when it was replayed.
     let ledger: Value = serde_json::from_str(&command(&setup, "ledger --json")).unwrap();
     let total = &ledger["total"];
@@ -260,7 +253,7 @@ fn a_table_that_takes_nothing_is_mended_and_no_row_becomes_a_letter() {
     });
     assert_eq!(engine.component("sink")["state"], "down");
     clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT nothing");
-    is_stored_once(&clickhouse, 500);
+    clickhouse.wait_for_events_once(500);
     assert_eq!(engine.metric_or_zero("ingestion_dead_letters_total"), 0);
 }
 
@@ -272,13 +265,13 @@ fn a_row_that_was_taken_lately_tells_bad_rows_from_a_bad_table() {
     is_up(&engine);
     let clickhouse = engine.clickhouse();
     send(&engine, 0..10, &[]);
-    is_stored_once(&clickhouse, 10);
+    clickhouse.wait_for_events_once(10);
     // One client sends nothing but bad rows: they hold up nobody.
     clickhouse.query(NO_EVIL);
     send(&engine, 10..110, &(10..110).collect::<Vec<_>>());
     held(&clickhouse, 100);
     send(&engine, 110..120, &[]);
-    is_stored_once(&clickhouse, 20);
+    clickhouse.wait_for_events_once(20);
     // A table that takes nothing, and few events: they wait.
     clickhouse.query("ALTER TABLE overwatch.events ADD CONSTRAINT nothing CHECK name = 'nobody'");
     send(&engine, 120..125, &[]);
@@ -286,7 +279,7 @@ fn a_row_that_was_taken_lately_tells_bad_rows_from_a_bad_table() {
         engine.component("sink")["reason"].to_string().contains("refuses every row for table events")
     });
     clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT nothing");
-    is_stored_once(&clickhouse, 25);
+    clickhouse.wait_for_events_once(25);
     held(&clickhouse, 100);
     setup.ledger().unwrap();
 }
@@ -337,7 +330,7 @@ fn foreign_garbage_in_the_topic_holds_nothing_up() {
     let engine = setup.start();
     let clickhouse = engine.clickhouse();
     send(&engine, 0..100, &[]);
-    is_stored_once(&clickhouse, 100);
+    clickhouse.wait_for_events_once(100);
     let stranger: BaseProducer = ClientConfig::new().set("bootstrap.servers", broker.brokers()).create().unwrap();
     let garbage: [&[u8]; 3] = [b"\xff\xfe\x00", b"{\"half\":\n{\"other\":\"half\"}", &[b'x'; 4096]];
     for bytes in garbage {
@@ -346,7 +339,7 @@ fn foreign_garbage_in_the_topic_holds_nothing_up() {
     stranger.send(BaseRecord::<(), ()>::to("overwatch.events")).map_err(|(error, _)| error).unwrap();
     stranger.flush(Duration::from_secs(30)).unwrap();
     send(&engine, 100..200, &[]);
-    is_stored_once(&clickhouse, 200);
+    clickhouse.wait_for_events_once(200);
     // One of two lines, and one without a value.
     held(&clickhouse, 5);
     let letters = list(&setup, "--stage source");

@@ -1,7 +1,6 @@
 //! Erasure on request: what was accepted before it is nowhere to be read after it, wherever it was.
 
 use std::{
-    fs,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -12,21 +11,11 @@ use serde_json::{Value, json};
 use crate::{
     clickhouse_facade::clickhouse_child::ClickHouse as Server,
     support::{
-        engine::{ClickHouse, Engine, Setup, eventually, tenant_section},
+        engine::{ClickHouse, Engine, ONE, Setup, TWO, eventually},
         proxy::Proxy,
         tansu::Tansu,
     },
 };
-
-const ONE: &str = "00000000-0000-0000-0000-000000000001";
-const TWO: &str = "00000000-0000-0000-0000-000000000002";
-
-fn setup(home: &Path) -> Setup {
-    let setup = Setup::new(home);
-    let tenants = tenant_section(ONE, &["one"], "name = \"first\"") + &tenant_section(TWO, &["two"], "");
-    fs::write(setup.tenants_file(), tenants).unwrap();
-    setup
-}
 
 /// Sends an event for each pair of a user id and an anonymous id.
 fn send(engine: &Engine, key: &str, people: &[(&str, &str)]) {
@@ -59,7 +48,7 @@ const PEOPLE: &str = "SELECT concat(right(toString(tenant_id), 1), ' ', user_id,
 #[test]
 fn one_person_is_erased_by_user_and_anonymous_id_and_nobody_else() {
     let home = tempfile::tempdir().unwrap();
-    let setup = setup(home.path());
+    let setup = Setup::of_two_tenants(home.path());
     let engine = setup.start();
     let clickhouse = engine.clickhouse();
     clickhouse.wait_for("SELECT count() > 0 FROM overwatch.schema_migrations WHERE version = 9", "1");
@@ -128,7 +117,7 @@ fn one_person_is_erased_by_user_and_anonymous_id_and_nobody_else() {
 #[test]
 fn a_tenant_is_purged_from_every_table_under_load() {
     let home = tempfile::tempdir().unwrap();
-    let setup = setup(home.path());
+    let setup = Setup::of_two_tenants(home.path());
     let engine = setup.start();
     let clickhouse = engine.clickhouse();
     let stop = AtomicBool::new(false);
@@ -186,7 +175,7 @@ fn what_is_still_in_the_log_never_becomes_a_row() {
     let url = format!("http://127.0.0.1:{}", database.port);
     let proxy = Proxy::start(([127, 0, 0, 1], database.port).into());
     proxy.cut();
-    setup(home.path());
+    Setup::of_two_tenants(home.path());
     let behind = || setup_at(home.path(), &format!("http://{}", proxy.address()));
     let engine = behind().start();
     send(&engine, "one", &[("ann", ""), ("bob", ""), ("bob", "")]);
@@ -219,7 +208,7 @@ fn what_is_still_in_the_topic_never_becomes_a_row() {
     let home = tempfile::tempdir().unwrap();
     let database = Server::start(&server.path().join("clickhouse"));
     let url = format!("http://127.0.0.1:{}", database.port);
-    setup(home.path());
+    Setup::of_two_tenants(home.path());
     let with = |roles: &str| setup_at(home.path(), &url).broker(&broker.brokers()).env("INGESTION_ROLES", roles);
     let mut api = with("api").start();
     send(&api, "one", &[("ann", ""), ("bob", "")]);

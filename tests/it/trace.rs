@@ -1,6 +1,6 @@
 //! `trace`: an event is found wherever it is, with the real parts, and a place that is away hides no other.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use ingestion_engine::dead_letters::{About, DeadLetter, DeadLetters, Form, Limits, Stage};
 use jiff::{SignedDuration, Timestamp};
@@ -11,22 +11,12 @@ use uuid::Uuid;
 use crate::{
     clickhouse_facade::clickhouse_child::ClickHouse as Server,
     support::{
-        engine::{ClickHouse, Engine, Setup, eventually, tenant_section},
+        engine::{ClickHouse, Engine, ONE, Setup, TWO, eventually},
         plugins::{copy_in, pilot},
         proxy::Proxy,
         tansu::Tansu,
     },
 };
-
-const ONE: &str = "00000000-0000-0000-0000-000000000001";
-const TWO: &str = "00000000-0000-0000-0000-000000000002";
-
-fn setup(home: &Path) -> Setup {
-    let setup = Setup::new(home);
-    let tenants = tenant_section(ONE, &["one"], "name = \"first\"") + &tenant_section(TWO, &["two"], "");
-    fs::write(setup.tenants_file(), tenants).unwrap();
-    setup
-}
 
 /// Sends events of these ids.
 fn send(engine: &Engine, key: &str, ids: &[Uuid]) {
@@ -85,7 +75,7 @@ fn an_event_is_in_the_log_while_clickhouse_is_away_and_then_in_its_table() {
     let url = format!("http://127.0.0.1:{}", database.port);
     let proxy = Proxy::start(([127, 0, 0, 1], database.port).into());
     proxy.cut();
-    setup(home.path());
+    Setup::of_two_tenants(home.path());
     let behind = setup_at(home.path(), &format!("http://{}", proxy.address()));
     let mut engine = behind.start();
     let (event, other) = (Uuid::now_v7(), Uuid::now_v7());
@@ -132,7 +122,7 @@ fn an_event_is_in_the_log_while_clickhouse_is_away_and_then_in_its_table() {
 #[test]
 fn two_tenants_may_have_sent_one_id_and_one_tenant_twice() {
     let home = tempfile::tempdir().unwrap();
-    let setup = setup(home.path()).env("INGESTION_DEDUP_WINDOW", "0s");
+    let setup = Setup::of_two_tenants(home.path()).env("INGESTION_DEDUP_WINDOW", "0s");
     let mut engine = setup.start();
     let clickhouse = engine.clickhouse();
     clickhouse.wait_for("SELECT count() > 0 FROM overwatch.schema_migrations WHERE version = 11", "1");
@@ -165,7 +155,7 @@ fn an_event_is_found_in_the_topic_by_partition_and_offset() {
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let database = Server::start(&server.path().join("clickhouse"));
     let url = format!("http://127.0.0.1:{}", database.port);
-    setup(home.path());
+    Setup::of_two_tenants(home.path());
     let with = |roles: &str| setup_at(home.path(), &url).broker(&broker.brokers()).env("INGESTION_ROLES", roles);
     let mut api = with("api").start();
     let events: Vec<Uuid> = (0..200).map(|_| Uuid::now_v7()).collect();
@@ -175,7 +165,7 @@ fn an_event_is_found_in_the_topic_by_partition_and_offset() {
     eventually("all is in the topic", || api.metric_or_zero("ingestion_relay_events_total") == 200);
 
     // The first, the last, and one between; and nothing of it depends on the log that they came through.
-    setup(others.path());
+    Setup::of_two_tenants(others.path());
     let elsewhere = setup_at(others.path(), &url).broker(&broker.brokers());
     for event in [events[0], events[99], events[199]] {
         let report = traced(&elsewhere, &event.to_string());
@@ -225,7 +215,7 @@ fn an_event_is_found_in_the_topic_by_partition_and_offset() {
 fn a_parked_event_is_followed_through_its_plugin() {
     let (home, made) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     copy_in(&pilot(made.path(), "pilot", "1", &[]), home.path(), "pilot.so");
-    let setup = setup(home.path());
+    let setup = Setup::of_two_tenants(home.path());
     let engine = setup.start();
     let clickhouse = engine.clickhouse();
     let plugins = |words: &str| {
@@ -251,7 +241,7 @@ fn a_parked_event_is_followed_through_its_plugin() {
 #[test]
 fn what_was_erased_and_what_is_a_dead_letter_is_told() {
     let home = tempfile::tempdir().unwrap();
-    let setup = setup(home.path());
+    let setup = Setup::of_two_tenants(home.path());
     let mut engine = setup.start();
     let clickhouse = engine.clickhouse();
     let (erased, dead, on_disk) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
@@ -303,7 +293,7 @@ fn what_was_erased_and_what_is_a_dead_letter_is_told() {
 #[test]
 fn an_id_that_is_nowhere_and_one_that_is_none() {
     let home = tempfile::tempdir().unwrap();
-    let setup = setup(home.path());
+    let setup = Setup::of_two_tenants(home.path());
     let old = Timestamp::now().checked_sub(SignedDuration::from_hours(30)).unwrap();
     let old = uuid::Timestamp::from_unix(uuid::NoContext, u64::try_from(old.as_second()).unwrap(), 0);
     let unknown = Uuid::new_v7(old);

@@ -84,10 +84,10 @@ impl Page {
 
     /// Which rows are stored, when events that entered at the places in `found` are. Of two rows with one id that were stored
     /// together, ClickHouse may have kept one.
-    pub(super) fn stored(&self, found: &BTreeSet<(WalId, u64, u32)>) -> BTreeSet<usize> {
+    pub(super) fn stored(&self, found: &BTreeSet<row::Place>) -> BTreeSet<usize> {
         let stored: BTreeSet<(TenantId, EventId)> = self
             .rows()
-            .filter(|(_, origin, _)| found.contains(&(origin.wal_id, origin.wal_seq, origin.wal_ordinal)))
+            .filter(|(_, origin, _)| found.contains(&origin.place()))
             .map(|(row, ..)| (row.tenant_id, row.event_id))
             .collect();
         let is_stored = |(_, (row, ..)): &(usize, Parked<'_>)| stored.contains(&(row.tenant_id, row.event_id));

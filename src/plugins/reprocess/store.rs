@@ -124,7 +124,7 @@ impl Store {
         while !input.is_empty() {
             let origin = Origin::read_binary(&mut input);
             let origin = origin.map_err(|source| ReprocessError::Row { from: "ClickHouse", source })?;
-            found.insert((origin.wal_id, origin.wal_seq, origin.wal_ordinal));
+            found.insert(origin.place());
         }
         Ok(page.stored(&found))
     }

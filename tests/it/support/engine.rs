@@ -70,6 +70,10 @@ pub fn sha256(text: &str) -> String {
     openssl::sha::sha256(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The tenants of [`Setup::of_two_tenants`].
+pub const ONE: &str = "00000000-0000-0000-0000-000000000001";
+pub const TWO: &str = "00000000-0000-0000-0000-000000000002";
+
 /// How to start an engine. Ports are chosen by the system.
 pub struct Setup {
     folder: PathBuf,
@@ -170,6 +174,14 @@ impl Setup {
         });
         let api = log.wait_for("listening API", |line| field(line, "api listening", "address"));
         Engine { child, log, reader: Some(reader), api: format!("http://{api}"), agent: agent() }
+    }
+
+    /// One with two tenants, [`ONE`] called first, whose keys are `one` and `two`.
+    pub fn of_two_tenants(folder: &Path) -> Self {
+        let setup = Self::new(folder);
+        let tenants = tenant_section(ONE, &["one"], "name = \"first\"") + &tenant_section(TWO, &["two"], "");
+        std::fs::write(setup.tenants_file(), tenants).unwrap();
+        setup
     }
 
     /// Fails with what the `ledger` command says when it does not balance.
@@ -398,6 +410,14 @@ impl ClickHouse {
 
     pub fn number(&self, sql: &str) -> u64 {
         self.query(sql).parse().unwrap()
+    }
+
+    /// Waits until `events` rows are there, each of them one event, and the view has counted each once.
+    pub fn wait_for_events_once(&self, events: usize) {
+        let rows =
+            "SELECT concat(toString(count()), ' ', toString(uniqExact(tenant_id, event_id))) FROM overwatch.events";
+        self.wait_for(rows, &format!("{events} {events}"));
+        self.wait_for("SELECT sum(events) FROM overwatch.events_per_minute", &events.to_string());
     }
 
     /// Stops merges, which would make one of two rows of an event, until the engine restarts.

@@ -3,53 +3,58 @@
 
 use std::{
     collections::HashMap,
-    io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    io::Write,
+    net::SocketAddr,
+    ops::Deref,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
-    thread,
+};
+
+use super::{
+    kafka_proxy::read_frame,
+    links::{Links, Way},
 };
 
 const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
 
+/// Kind and version of the requests without an answer, by connection and correlation.
+type Asked = HashMap<(u16, [u8; 4]), (i16, i16)>;
+
 struct Shared {
-    target: SocketAddr,
     /// How many partitions a topic is said to have at most.
     shown: AtomicU32,
     swallows: AtomicBool,
     swallowed: AtomicUsize,
+    asked: Mutex<Asked>,
 }
 
-/// A running proxy, until the process ends.
+/// A running proxy; it cuts its connections and stops when it is dropped.
 pub struct Growing {
-    address: SocketAddr,
+    links: Links,
     shared: Arc<Shared>,
+}
+
+impl Deref for Growing {
+    type Target = Links;
+
+    fn deref(&self) -> &Links {
+        &self.links
+    }
 }
 
 impl Growing {
     /// Listens on a free port and forwards to `target`, which need not listen yet.
     pub fn start(target: SocketAddr, shown: u32) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
         let (swallows, swallowed) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { target, shown: AtomicU32::new(shown), swallows, swallowed });
-        thread::spawn({
+        let shared = Arc::new(Shared { shown: AtomicU32::new(shown), swallows, swallowed, asked: Mutex::default() });
+        let links = Links::start(target, {
             let shared = Arc::clone(&shared);
-            move || {
-                for client in listener.incoming().map_while(Result::ok) {
-                    let Ok(server) = TcpStream::connect(shared.target) else { continue };
-                    serve(&shared, &client, &server);
-                }
-            }
+            move |way| shared.forward(way)
         });
-        Self { address, shared }
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
+        Self { links, shared }
     }
 
     /// From now on a topic has so many partitions, as far as clients can tell.
@@ -68,64 +73,35 @@ impl Growing {
     }
 }
 
-/// Kind and version of the requests without an answer, by correlation.
-type Asked = HashMap<[u8; 4], (i16, i16)>;
-
-/// Forwards both ways, message by message.
-fn serve(shared: &Arc<Shared>, client: &TcpStream, server: &TcpStream) {
-    let asked: Arc<Mutex<Asked>> = Arc::default();
-    for stream in [client, server] {
-        stream.set_nodelay(true).unwrap();
+impl Shared {
+    /// Messages one way, until either end breaks.
+    fn forward(&self, way: &mut Way) {
+        while let Ok(frame) = read_frame(&mut way.from) {
+            let Some(message) = self.pass(way.id, frame[4..].to_vec(), way.asked) else { continue };
+            let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+            if way.to.write_all(&[&length[..], &message].concat()).is_err() {
+                break;
+            }
+        }
     }
-    let forward = |from: &TcpStream, to: &TcpStream, pass: Box<dyn Fn(Vec<u8>) -> Option<Vec<u8>> + Send>| {
-        let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-        thread::spawn(move || {
-            while let Some(message) = read(&mut from) {
-                let Some(message) = pass(message) else { continue };
-                let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-                if to.write_all(&[&length[..], &message].concat()).is_err() {
-                    break;
-                }
-            }
-            // The other direction may have done it already.
-            from.shutdown(Shutdown::Both).ok();
-            to.shutdown(Shutdown::Both).ok();
-        });
-    };
-    let requests = Arc::clone(&asked);
-    forward(
-        client,
-        server,
-        Box::new(move |message| {
-            let number = |at: usize| i16::from_be_bytes(message[at..at + 2].try_into().unwrap());
-            requests.lock().unwrap().insert(message[4..8].try_into().unwrap(), (number(0), number(2)));
-            Some(message)
-        }),
-    );
-    let shared = Arc::clone(shared);
-    forward(
-        server,
-        client,
-        Box::new(move |message| {
-            let request = asked.lock().unwrap().remove(&message[..4]);
-            match request {
-                Some((PRODUCE, _)) if shared.swallows.load(Ordering::SeqCst) => {
-                    shared.swallowed.fetch_add(1, Ordering::SeqCst);
-                    None
-                }
-                Some((METADATA, version)) => Some(trimmed(&message, version, shared.shown.load(Ordering::SeqCst))),
-                _ => Some(message),
-            }
-        }),
-    );
-}
 
-fn read(from: &mut TcpStream) -> Option<Vec<u8>> {
-    let mut length = [0; 4];
-    from.read_exact(&mut length).ok()?;
-    let mut message = vec![0; u32::from_be_bytes(length) as usize];
-    from.read_exact(&mut message).ok()?;
-    Some(message)
+    /// What is forwarded of a message, if anything.
+    fn pass(&self, id: u16, message: Vec<u8>, asked: bool) -> Option<Vec<u8>> {
+        if asked {
+            let number = |at: usize| i16::from_be_bytes(message[at..at + 2].try_into().unwrap());
+            self.asked.lock().unwrap().insert((id, message[4..8].try_into().unwrap()), (number(0), number(2)));
+            return Some(message);
+        }
+        let request = self.asked.lock().unwrap().remove(&(id, message[..4].try_into().unwrap()));
+        match request {
+            Some((PRODUCE, _)) if self.swallows.load(Ordering::SeqCst) => {
+                self.swallowed.fetch_add(1, Ordering::SeqCst);
+                None
+            }
+            Some((METADATA, version)) => Some(trimmed(&message, version, self.shown.load(Ordering::SeqCst))),
+            _ => Some(message),
+        }
+    }
 }
 
 /// An answer about topics without the partitions from `shown` on.

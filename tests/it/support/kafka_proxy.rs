@@ -4,15 +4,19 @@
 use std::{
     collections::HashMap,
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
+    ops::Deref,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
 };
 
-use super::{engine::signal, kill_points::Stage};
+use super::{
+    engine::signal,
+    kill_points::Stage,
+    links::{Links, Way},
+};
 
 /// The calls that are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +34,9 @@ pub enum When {
     Answered,
 }
 
+#[derive(Default)]
 struct Shared {
-    target: SocketAddr,
-    cut: AtomicBool,
     hold: AtomicBool,
-    closed: AtomicBool,
-    connections: Mutex<Vec<TcpStream>>,
     /// Kind of each request that waits for its answer, by connection and correlation id.
     under_way: Mutex<HashMap<(u16, i32), i16>>,
     trap: Mutex<Option<(Call, When, u32)>>,
@@ -43,52 +44,27 @@ struct Shared {
 
 /// A running proxy; it cuts its connections and stops when it is dropped.
 pub struct KafkaProxy {
-    address: SocketAddr,
+    links: Links,
     shared: Arc<Shared>,
+}
+
+impl Deref for KafkaProxy {
+    type Target = Links;
+
+    fn deref(&self) -> &Links {
+        &self.links
+    }
 }
 
 impl KafkaProxy {
     /// Listens on a free port and forwards to the broker at `target`, which need not listen yet.
     pub fn start(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared {
-            target,
-            cut: AtomicBool::new(false),
-            hold: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-            connections: Mutex::default(),
-            under_way: Mutex::default(),
-            trap: Mutex::new(None),
-        });
-        thread::spawn({
+        let shared = Arc::<Shared>::default();
+        let links = Links::start(target, {
             let shared = Arc::clone(&shared);
-            move || {
-                for client in listener.incoming().map_while(Result::ok) {
-                    if shared.closed.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    shared.accept(client);
-                }
-            }
+            move |way| shared.forward(way)
         });
-        Self { address, shared }
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Cuts every connection, and every new one at once, until [`KafkaProxy::mend`].
-    pub fn cut(&self) {
-        self.shared.cut.store(true, Ordering::SeqCst);
-        self.shared.drop_connections();
-    }
-
-    /// Forwards again.
-    pub fn mend(&self) {
-        self.shared.cut.store(false, Ordering::SeqCst);
+        Self { links, shared }
     }
 
     /// While it holds, a connection that produces breaks and the broker sees nothing of it.
@@ -112,52 +88,14 @@ impl KafkaProxy {
     }
 }
 
-impl Drop for KafkaProxy {
-    fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::SeqCst);
-        self.shared.drop_connections();
-        // Wakes the listener, which then sees that it is closed.
-        TcpStream::connect(self.address).ok();
-    }
-}
-
 impl Shared {
-    fn drop_connections(&self) {
-        for connection in self.connections.lock().unwrap().drain(..) {
-            // It may be closed already.
-            connection.shutdown(Shutdown::Both).ok();
-        }
-    }
-
-    fn accept(self: &Arc<Self>, client: TcpStream) {
-        let Ok(server) = TcpStream::connect(self.target) else { return };
-        client.set_nodelay(true).unwrap();
-        server.set_nodelay(true).unwrap();
-        let mut connections = self.connections.lock().unwrap();
-        // Looked at under the lock, so that a cut misses no connection.
-        if self.cut.load(Ordering::SeqCst) {
-            return;
-        }
-        connections.extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
-        drop(connections);
-        let id = client.peer_addr().map_or(0, |peer| peer.port());
-        for (from, to, asked) in
-            [(client.try_clone().unwrap(), server.try_clone().unwrap(), true), (server, client, false)]
-        {
-            let shared = Arc::clone(self);
-            thread::spawn(move || shared.forward(id, from, to, asked));
-        }
-    }
-
     /// Frames one way, until either end breaks.
-    fn forward(&self, id: u16, mut from: TcpStream, mut to: TcpStream, asked: bool) {
-        while let Ok(frame) = read_frame(&mut from)
-            && self.passes(id, &frame, asked)
-            && to.write_all(&frame).is_ok()
+    fn forward(&self, way: &mut Way) {
+        while let Ok(frame) = read_frame(&mut way.from)
+            && self.passes(way.id, &frame, way.asked)
+            && way.to.write_all(&frame).is_ok()
         {}
-        from.shutdown(Shutdown::Both).ok();
-        to.shutdown(Shutdown::Both).ok();
-        self.under_way.lock().unwrap().retain(|(connection, _), _| *connection != id);
+        self.under_way.lock().unwrap().retain(|(connection, _), _| *connection != way.id);
     }
 
     fn passes(&self, id: u16, frame: &[u8], asked: bool) -> bool {
@@ -185,7 +123,7 @@ impl Shared {
 }
 
 /// One frame with its length in front.
-fn read_frame(from: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_frame(from: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
     let mut frame = length.to_vec();

@@ -8,6 +8,7 @@ pub mod fault_proxy;
 pub mod growing;
 pub mod kafka_proxy;
 pub mod kill_points;
+pub mod links;
 pub mod load;
 pub mod plugins;
 pub mod power;

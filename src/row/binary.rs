@@ -9,6 +9,7 @@ use std::{borrow::Cow, ops::Deref};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::native::Layout;
 use crate::ids::{EventId, TenantId, WalId};
 
 /// Bytes that are not a row.
@@ -79,6 +80,8 @@ impl<'a> From<&'a str> for Json<'a> {
 
 /// A value of a column, in both of its encodings.
 pub(super) trait ColumnValue<'a>: Sized {
+    /// How a column of such values is laid out in ClickHouse.
+    const LAYOUT: Layout;
     fn write_binary(&self, out: &mut Vec<u8>);
     fn read_binary(input: &mut &'a [u8], column: &'static str) -> Result<Self, BinaryError>;
 }
@@ -96,14 +99,17 @@ pub fn write_uuid_binary(id: Uuid, out: &mut Vec<u8>) {
 
 /// Appends a `String`, which ClickHouse takes for bytes of any kind.
 pub fn write_bytes_binary(bytes: &[u8], out: &mut Vec<u8>) {
-    let mut length = bytes.len();
-    // LEB128: seven bits a byte, the lowest first, the high bit set on all but the last.
+    write_length(bytes.len(), out);
+    out.extend_from_slice(bytes);
+}
+
+/// Appends a number as LEB128: seven bits a byte, the lowest first, the high bit set on all but the last.
+pub(super) fn write_length(mut length: usize, out: &mut Vec<u8>) {
     while length >= 0x80 {
         out.push(low_byte(length) | 0x80);
         length >>= 7;
     }
     out.push(low_byte(length));
-    out.extend_from_slice(bytes);
 }
 
 fn write_string(text: &str, out: &mut Vec<u8>) {
@@ -116,19 +122,25 @@ fn low_byte(value: usize) -> u8 {
 }
 
 fn read_string<'a>(input: &mut &'a [u8], column: &'static str) -> Result<&'a str, BinaryError> {
+    std::str::from_utf8(take_string(input, column)?).map_err(|_| BinaryError::InvalidValue { column })
+}
+
+/// The bytes of a `String`.
+pub(super) fn take_string<'a>(input: &mut &'a [u8], column: &'static str) -> Result<&'a [u8], BinaryError> {
     let mut length = 0_usize;
     for shift in (0..35).step_by(7) {
         let byte = take(input, 1, column)?.first().copied().unwrap_or_default();
         length |= usize::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
-            let bytes = take(input, length, column)?;
-            return std::str::from_utf8(bytes).map_err(|_| BinaryError::InvalidValue { column });
+            return take(input, length, column);
         }
     }
     Err(BinaryError::InvalidValue { column })
 }
 
 impl<'a> ColumnValue<'a> for Text<'a> {
+    const LAYOUT: Layout = Layout::Text;
+
     fn write_binary(&self, out: &mut Vec<u8>) {
         write_string(self, out);
     }
@@ -139,6 +151,8 @@ impl<'a> ColumnValue<'a> for Text<'a> {
 }
 
 impl<'a> ColumnValue<'a> for Json<'a> {
+    const LAYOUT: Layout = Layout::Text;
+
     fn write_binary(&self, out: &mut Vec<u8>) {
         write_string(self, out);
     }
@@ -149,6 +163,8 @@ impl<'a> ColumnValue<'a> for Json<'a> {
 }
 
 impl<'a> ColumnValue<'a> for Uuid {
+    const LAYOUT: Layout = Layout::Fixed("UUID", 16);
+
     fn write_binary(&self, out: &mut Vec<u8>) {
         let (high, low) = self.as_u64_pair();
         out.extend_from_slice(&high.to_le_bytes());
@@ -165,6 +181,8 @@ impl<'a> ColumnValue<'a> for Uuid {
 macro_rules! id_column {
     ($($id:ident)+) => {$(
         impl<'a> ColumnValue<'a> for $id {
+            const LAYOUT: Layout = Uuid::LAYOUT;
+
             fn write_binary(&self, out: &mut Vec<u8>) {
                 self.0.write_binary(out);
             }
@@ -179,8 +197,10 @@ macro_rules! id_column {
 id_column!(TenantId EventId WalId);
 
 macro_rules! number_column {
-    ($($number:ident)+) => {$(
+    ($($number:ident $type:literal)+) => {$(
         impl<'a> ColumnValue<'a> for $number {
+            const LAYOUT: Layout = Layout::Fixed($type, size_of::<$number>());
+
             fn write_binary(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.to_le_bytes());
             }
@@ -193,9 +213,12 @@ macro_rules! number_column {
     )+};
 }
 
-number_column!(u32 u64 i64 f64);
+// Whatever is signed is a moment.
+number_column!(u32 "UInt32" u64 "UInt64" i64 "DateTime64(3, 'UTC')" f64 "Float64");
 
 impl<'a> ColumnValue<'a> for Option<f64> {
+    const LAYOUT: Layout = Layout::Nullable("Float64", size_of::<f64>());
+
     fn write_binary(&self, out: &mut Vec<u8>) {
         match self {
             Some(value) => {

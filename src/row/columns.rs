@@ -1,7 +1,10 @@
 //! The columns of `events` and of `parked_events`, once: from these lists come the structs, their encodings and the column
 //! lists of the inserts.
 
-use super::binary::{BinaryError, ColumnValue, Json, Text};
+use super::{
+    binary::{BinaryError, ColumnValue, Json, Text},
+    native::Layout,
+};
 use crate::ids::{EventId, TenantId, WalId};
 
 macro_rules! column_group {
@@ -21,6 +24,9 @@ macro_rules! column_group {
         pub const $list: &[&str] = &[$($column),+];
 
         impl $(<$life>)? $group $(<$life>)? {
+            /// How ClickHouse lays out the columns, in the same order.
+            pub(super) const LAYOUTS: &'static [Layout] = &[$(<$type as ColumnValue<'_>>::LAYOUT),+];
+
             /// Appends the columns in `RowBinary`.
             pub fn write_binary(&self, out: &mut Vec<u8>) {
                 $(self.$field.write_binary(out);)+

@@ -254,8 +254,9 @@ impl Inserter {
             arrival.blocks().into_iter().zip(arrival.stored).filter(|((_, block), _)| block.rows > 0)
         {
             let settings = insert_settings(&arrival::token(range, block, stored), block.rows);
-            let statement = statement(self.client.database(), table.name(), table.columns(), &[]);
-            match self.noted(self.client.insert(&statement, &settings, block.body.clone()).await) {
+            let into = insert_into(self.client.database(), table.name(), table.columns(), &[]);
+            let (statement, body) = (format!("{into} FORMAT Native"), native(table, block).await?);
+            match self.noted(self.client.insert(&statement, &settings, body).await) {
                 Err(error) if *error.kind() == Kind::Data => {
                     return Err(self.put_aside(range, table, block, known, error).await?);
                 }
@@ -399,11 +400,23 @@ impl Inserter {
     }
 }
 
+/// `block` by column, which ClickHouse reads with less work.
+async fn native(table: Table, block: &Block) -> Result<Bytes, BinaryError> {
+    let Block { rows, body } = block.clone();
+    // Some 20 ms for a full range: too long for an async thread.
+    let native = tokio::task::spawn_blocking(move || row::to_native(table, &body, rows)).await;
+    native.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map(Bytes::from)
+}
+
 /// The insert, naming every column that a row has and then `more`: one that a later migration adds takes its default.
 pub(crate) fn statement(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
+    format!("{} FORMAT RowBinary", insert_into(database, table, columns, more))
+}
+
+fn insert_into(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
     let columns = columns.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS).chain(more);
     let columns: Vec<String> = columns.map(|column| quote_identifier(column)).collect();
-    format!("INSERT INTO {}.{table} ({}) FORMAT RowBinary", quote_identifier(database), columns.join(", "))
+    format!("INSERT INTO {}.{table} ({})", quote_identifier(database), columns.join(", "))
 }
 
 /// What every insert pins, whatever the server's or the user's profile says.

@@ -1,6 +1,8 @@
 //! What one insert leaves in the tables.
 
-use ingestion_engine::row::{EXPIRES_NEVER, EventRow};
+use ingestion_engine::row::{
+    self, EVENT_COLUMNS, EXPIRES_NEVER, EventRow, Json, ORIGIN_COLUMNS, POSITION_COLUMNS, Table, Text,
+};
 
 use super::{Running, assert_stored_once};
 use crate::support::{
@@ -42,6 +44,66 @@ async fn a_range_is_one_block_and_one_part_of_each_table_partition() {
     assert_stored_once(&client, 90_000).await;
     assert_eq!((running.metrics.sink_rows.get(), running.metrics.sink_pending_rows.get()), (90_000, 0));
     running.stop().await;
+}
+
+#[tokio::test]
+async fn rows_sent_by_column_are_those_sent_by_row() {
+    let clickhouse = ClickHouse::start().await;
+    let client = clickhouse.migrated().await;
+    // Every column once with a value and once without; texts beyond 127 and 16,383 bytes, where their lengths grow.
+    let events = (0..3000).map(|number| {
+        let text = |salt: u64, most: u64| {
+            let letters = usize::try_from((number * 7919 + salt) % most).unwrap();
+            Text("añ€".chars().cycle().take(letters).collect::<String>().into())
+        };
+        let value = |salt: u64| (number % (2 + salt) != 0).then(|| f64::from(small(number)) / 3.0 - 500.0);
+        let long = if number == 17 { 30_000 } else { 300 };
+        EventRow {
+            user_id: text(1, 40),
+            anonymous_id: text(2, 20),
+            url: text(3, long),
+            referrer: text(4, 150),
+            title: text(5, 20),
+            user_agent: text(6, 129),
+            screen: text(7, 9),
+            locale: text(8, 3),
+            timezone: text(9, 12),
+            name: text(10, 1000),
+            element: text(11, 5),
+            selector: text(12, 50),
+            text: text(13, 50),
+            direction: text(14, 2),
+            x: value(0),
+            y: value(1),
+            depth: value(2),
+            load_time_ms: value(3),
+            lcp: value(4),
+            fid: value(5),
+            inp: value(6),
+            cls: value(7),
+            ttfb: value(8),
+            fcp: value(9),
+            dom_content_loaded: value(10),
+            load_complete: value(11),
+            context: Json::from(r#"{"a":1}"#),
+            ..event(number)
+        }
+    });
+    let range = range(0, 0, events);
+    let columns = [EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS].concat().join(", ");
+    let native = row::to_native(Table::Events, &range.body, range.rows).unwrap();
+    for (table, format, body) in [("by_row", "RowBinary", range.body), ("by_column", "Native", native.into())] {
+        client.execute(&format!("CREATE TABLE `{DATABASE}`.{table} AS `{DATABASE}`.events ENGINE = Memory")).await.unwrap();
+        let into = format!("INSERT INTO `{DATABASE}`.{table} ({columns}) FORMAT {format}");
+        client.insert(&into, &[], body).await.unwrap();
+    }
+    for (one, other) in [("by_row", "by_column"), ("by_column", "by_row")] {
+        let missing = format!(
+            "SELECT count() FROM (SELECT {columns} FROM `{DATABASE}`.{one} EXCEPT SELECT {columns} FROM `{DATABASE}`.{other})"
+        );
+        assert_eq!(number(&client, &missing).await, 0, "in {one} and not in {other}");
+        assert_eq!(number(&client, &format!("SELECT count() FROM `{DATABASE}`.{one}")).await, 3000);
+    }
 }
 
 #[tokio::test]

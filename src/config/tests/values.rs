@@ -242,7 +242,7 @@ fn the_effective_configuration_is_toml_that_gives_the_same_configuration() {
     for line in [
         "port = 9000 # environment INGESTION_PORT\n",
         "data_dir = 'a \"quoted\" path' # environment INGESTION_DATA_DIR\n",
-        "max_rows = 50000\n",
+        "max_rows = 100000\n",
         " line 2\n",
     ] {
         assert!(effective.contains(line), "{line} is missing in\n{effective}");

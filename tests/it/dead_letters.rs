@@ -124,6 +124,77 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     );
 }
 
+#[test]
+fn thousands_of_refused_rows_are_found_by_what_their_constraints_say() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"2s\"\n[limits]\nevents_per_request = 10000");
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    clickhouse.query(NO_EVIL);
+    clickhouse.query(
+        "ALTER TABLE overwatch.events ADD CONSTRAINT `not one` CHECK user_id NOT IN ('user-3', 'user-5', '). Column values: ')",
+    );
+    let evil: Vec<usize> = (0..10_000).filter(|place| place % 5 == 0).collect();
+    send(&engine, 0..10_000, &evil);
+    clickhouse.wait_for_events_once(7_999);
+    held(&clickhouse, 2_001);
+    is_up(&engine);
+    let wrong = "SELECT count() FROM overwatch.dead_letters FINAL WHERE position(bytes, 'evil') = 0";
+    assert_eq!(clickhouse.query(wrong), "1", "user-3 alone is not evil");
+    let letters = list(&setup, "--limit 3000");
+    assert_eq!(letters.len(), 2_001);
+    let reasons: std::collections::BTreeSet<&str> =
+        letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
+    let of = |name: &str| {
+        reasons.iter().any(|reason| reason.contains(name) && reason.contains("for table overwatch.events is"))
+    };
+    assert!(reasons.len() == 2 && of("no_evil") && of("not one"), "{reasons:?}");
+    assert_eq!(clickhouse.query("SELECT count() FROM system.tables WHERE name LIKE '%trial%'"), "0", "tidied up");
+    setup.ledger().unwrap();
+}
+
+/// Not of a constraint, so that only halving finds the rows.
+const NAME_IS_A_NUMBER: &str = "ALTER TABLE overwatch.events ADD COLUMN number Float64 MATERIALIZED toFloat64(name)";
+
+#[test]
+fn a_search_is_told_and_goes_on_where_a_stop_has_cut_it_off() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"1s\"");
+    let mut engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    clickhouse.query(NAME_IS_A_NUMBER);
+    // Every second one.
+    let event = |place: usize| {
+        let name = if place.is_multiple_of(2) { "7.5" } else { "seven" };
+        json!({"id": id(place), "type": "custom", "name": name, "user_id": format!("user-{place}")})
+    };
+    let answer = engine.ingest((0..800).map(event).collect::<Value>().to_string());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    eventually("health tells of it", || {
+        let reason = engine.component("sink")["reason"].to_string();
+        reason.contains("for table events, which are being looked for") && reason.contains("are left to ask")
+    });
+    eventually("some are kept", || engine.metric_or_zero("ingestion_dead_letters_total") >= 100);
+    engine.terminate();
+    let kept = engine.log().matches("kept as a dead letter").count();
+    assert!(engine.log().contains("looking for which"), "{}", engine.log());
+
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    clickhouse.wait_for_events_once(400);
+    held(&clickhouse, 400);
+    assert_eq!(engine.metric_or_zero("ingestion_dead_letters_total") + kept as u64, 400, "none is looked for twice");
+    is_up(&engine);
+    let letters = list(&setup, "--limit 1000");
+    assert!(
+        letters.iter().all(|letter| !letter["reason"].to_string().contains("trial")),
+        "the table of the trials is nobody's business: {letters:?}"
+    );
+    setup.ledger().unwrap();
+}
+
 /// Letters as an engine in `home` keeps them, `count` of them of `bytes` bytes each, for user `user` of `tenant`.
 fn keep(home: &Path, tenant: Uuid, user: &str, (first, count): (u64, u64), bytes: usize) {
     let letters = DeadLetters::new(home.join("data/dead-letters"), Limits::default(), Arc::new(Metrics::new()));
@@ -281,6 +352,42 @@ fn a_row_that_was_taken_lately_tells_bad_rows_from_a_bad_table() {
     clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT nothing");
     clickhouse.wait_for_events_once(25);
     held(&clickhouse, 100);
+    setup.ledger().unwrap();
+}
+
+#[test]
+fn rows_that_were_taken_once_and_would_be_refused_now_prove_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"100ms\"");
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    // The last rows that were taken break the constraint that comes then; an older one does not.
+    for place in 0..4 {
+        send(&engine, place..place + 1, &[1, 2, 3]);
+        clickhouse.wait_for_events_once(place + 1);
+    }
+    clickhouse.query(NO_EVIL);
+    send(&engine, 4..5, &[4]);
+    held(&clickhouse, 1);
+    is_up(&engine);
+
+    // None that was taken since the start would be taken now: that may be the table. What it takes next says that it is not.
+    clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT no_evil");
+    drop(engine);
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    send(&engine, 5..6, &[5]);
+    clickhouse.wait_for_events_once(5);
+    clickhouse.query(NO_EVIL);
+    send(&engine, 6..7, &[6]);
+    eventually("health says so", || {
+        engine.component("sink")["reason"].to_string().contains("refuses every row for table events")
+    });
+    send(&engine, 7..8, &[]);
+    clickhouse.wait_for_events_once(6);
+    held(&clickhouse, 2);
+    is_up(&engine);
     setup.ledger().unwrap();
 }
 

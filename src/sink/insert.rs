@@ -77,6 +77,12 @@ pub(super) enum AttemptError {
     /// The dead letters of this node cannot be written or read.
     #[error("dead letters cannot be kept")]
     Letters(#[from] io::Error),
+    /// The repeat that gives the views what they may lack is refused.
+    #[error(
+        "rows of the range were stored by an attempt of which nobody knows whether the views have them too, and its repeat is \
+         refused: remove what refuses them until the range is stored: {0}"
+    )]
+    StoredBefore(#[source] QueryError),
     /// Refused rows were put aside; the rest is to be inserted, or to be searched further.
     #[error("{rows} rows are refused and now dead letters")]
     PutAside {
@@ -96,6 +102,7 @@ impl AttemptError {
             | Self::Rows(_)
             | Self::Bisect(_)
             | Self::Letters(_)
+            | Self::StoredBefore(_)
             | Self::PutAside { .. } => false,
         }
     }
@@ -111,8 +118,8 @@ struct Attempts {
     letters: usize,
     /// Whether the dead letters of earlier processes were looked for.
     recalled: bool,
-    /// Where the rows entered that are stored and must not be sent again. Another process's are looked for before the first
-    /// attempt, which leaves rows of its own.
+    /// Where the rows entered that another process has stored. Looked for before the first attempt, which leaves rows of its
+    /// own.
     elsewhere: Option<HashSet<Place>>,
 }
 
@@ -355,13 +362,8 @@ impl Inserter {
             let there = recount::there(&self.client, table, &rows, received).await?;
             let found = refused.len();
             refused.retain(|row| !there.has_row(row.place));
-            if refused.len() < found {
-                // And it would refuse them for ever: what is there stays out of every further attempt.
-                let stored = rows.iter().filter(|row| there.has(table, row)).map(recount::Row::place);
-                known.elsewhere.get_or_insert_default().extend(stored);
-                if refused.is_empty() {
-                    return Ok(AttemptError::PutAside { rows: 0 });
-                }
+            if refused.is_empty() && found > 0 {
+                return Err(AttemptError::StoredBefore(error));
             }
         }
         // None of them alone is refused: it was not about the rows, and the range is tried again as it is.

@@ -56,7 +56,7 @@ impl Report {
             | AttemptError::Bisect(BisectError::Rows(error)) => (false, chain(error)),
             AttemptError::Bisect(error @ BisectError::Table { .. }) => (true, chain(error)),
             AttemptError::Letters(error) => (false, format!("dead letters cannot be kept: {error}")),
-            AttemptError::PutAside { .. } => (false, error.to_string()),
+            AttemptError::PutAside { .. } | AttemptError::StoredBefore(_) => (false, error.to_string()),
             AttemptError::Schema(error) => {
                 (true, format!("database {} is not complete (has ClickHouse lost its data?): {error}", self.database))
             }

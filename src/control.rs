@@ -5,7 +5,7 @@
 //! {"command":"quarantine","name":"redact","reason":".."}  -> {"ok":null} | {"error":".."}
 //! {"command":"resume","name":"redact"}                    -> {"ok":null} | {"error":".."}
 //! {"command":"reprocess","name":"redact"}                 -> {"progress":{..}} .. {"ok":{..}} | {"error":".."}
-//! {"command":"replay","filter":{..}}                      -> {"ok":{..}} | {"error":".."}
+//! {"command":"replay","filter":{..}}                      -> {"progress":{..}} .. {"ok":{..}} | {"error":".."}
 //! {"command":"trace","event":"..",..}                     -> {"ok":{..}} | {"ok":null} | {"error":".."}
 //! {"command":"ledger"}                                    -> {"ok":{..}} | {"error":".."}
 //! ```
@@ -139,8 +139,8 @@ pub type Replayed<'a> = Pin<Box<dyn Future<Output = Result<replay::Summary, Stri
 
 /// Sends dead letters through the front again.
 pub trait Replayer: Send + Sync {
-    /// Those that `filter` names.
-    fn replay<'a>(&'a self, filter: &'a Filter) -> Replayed<'a>;
+    /// Those that `filter` names, telling `progress` now and then.
+    fn replay<'a>(&'a self, filter: &'a Filter, progress: mpsc::UnboundedSender<replay::Summary>) -> Replayed<'a>;
 }
 
 /// Where the part that reads parked events is put once it works: ClickHouse comes up after the control socket.
@@ -277,7 +277,8 @@ async fn serve(stream: UnixStream, served: Served) -> io::Result<()> {
     let answer = match serde_json::from_slice(&line) {
         Ok(request) => {
             let (tell, mut told) = mpsc::unbounded_channel();
-            let doing = served.carry_out(request, tell);
+            let (tell_replay, mut told_replay) = mpsc::unbounded_channel();
+            let doing = served.carry_out(request, tell, tell_replay);
             tokio::pin!(doing);
             let mut alive = tokio::time::interval_at(Instant::now() + SIGN_OF_LIFE, SIGN_OF_LIFE);
             loop {
@@ -285,6 +286,7 @@ async fn serve(stream: UnixStream, served: Served) -> io::Result<()> {
                 tokio::select! {
                     biased;
                     Some(progress) = told.recv() => write(&mut writing, &Line::Progress(progress_json(&progress))).await?,
+                    Some(done) = told_replay.recv() => write(&mut writing, &Line::Progress(json!(done))).await?,
                     answer = &mut doing => break answer,
                     _ = alive.tick() => write(&mut writing, &Line::Progress(Value::Null)).await?,
                 }
@@ -306,7 +308,12 @@ fn progress_json(progress: &Progress) -> Value {
 }
 
 impl Served {
-    async fn carry_out(&self, request: Request, progress: mpsc::UnboundedSender<Progress>) -> Line {
+    async fn carry_out(
+        &self,
+        request: Request,
+        progress: mpsc::UnboundedSender<Progress>,
+        replayed: mpsc::UnboundedSender<replay::Summary>,
+    ) -> Line {
         let done = match request {
             Request::List => serde_json::to_value(self.plugins.list()).map_err(|error| error.to_string()),
             Request::Quarantine { name, reason } => {
@@ -317,7 +324,7 @@ impl Served {
             }
             Request::Reprocess { name } => self.reprocess(&name, progress).await,
             Request::Replay { filter } => match &self.replayer {
-                Some(replayer) => match replayer.replay(&filter).await {
+                Some(replayer) => match replayer.replay(&filter, replayed).await {
                     Ok(summary) => serde_json::to_value(summary).map_err(|error| error.to_string()),
                     Err(reason) => Err(reason),
                 },
@@ -390,7 +397,7 @@ pub enum ClientError {
 pub fn ask<T: DeserializeOwned>(
     data_dir: &Path,
     request: &Request,
-    mut progress: impl FnMut(&Summary),
+    mut progress: impl FnMut(Value),
 ) -> Result<T, ClientError> {
     let path = socket_path(data_dir)?;
     let stream = BlockingStream::connect(&path).map_err(|source| match source.kind() {
@@ -410,11 +417,8 @@ pub fn ask<T: DeserializeOwned>(
         match serde_json::from_str(&line).map_err(|error| ClientError::Answer(error.into()))? {
             Line::Ok(value) => return of_value(value),
             Line::Error(words) => return Err(ClientError::Refused(words)),
-            Line::Progress(value) => {
-                if let Ok(summary) = serde_json::from_value(value) {
-                    progress(&summary);
-                }
-            }
+            Line::Progress(Value::Null) => {}
+            Line::Progress(value) => progress(value),
         }
     }
     Err(ClientError::Answer(io::ErrorKind::UnexpectedEof.into()))

@@ -83,6 +83,14 @@ impl QueryError {
         self.code
     }
 
+    /// The first line of what the server has said, in its full length.
+    pub fn text(&self) -> &str {
+        match &self.source {
+            clickhouse::error::Error::BadResponse(text) => first_line(text),
+            _ => &self.summary,
+        }
+    }
+
     /// Whether a table or its database is not there.
     pub fn is_missing_table(&self) -> bool {
         matches!(self.code, Some(60 | 81))
@@ -125,10 +133,15 @@ fn failed_view(text: &str) -> Option<String> {
     Some(name.trim_end_matches(['.', ',', ':']).to_owned())
 }
 
-/// The first line without the version at its end, cut to a length that fits into a health report.
-fn summarize(text: &str) -> String {
+/// The first line without the version at its end.
+fn first_line(text: &str) -> &str {
     let line = text.trim().lines().next().unwrap_or_default();
-    let line = line.split(" (version ").next().unwrap_or(line);
+    line.split(" (version ").next().unwrap_or(line)
+}
+
+/// The first line, cut to a length that fits into a health report.
+fn summarize(text: &str) -> String {
+    let line = first_line(text);
     if line.len() <= SUMMARY_BYTES {
         return line.to_owned();
     }

@@ -4,12 +4,14 @@ use std::{
     collections::HashSet,
     fmt::Write as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -23,10 +25,14 @@ use crate::{
     clickhouse::Client,
     config::Span,
     control::{self, ClientError, Request},
+    error_chain::chain,
     ids::TenantId,
     ledger::UNKNOWN,
     table::aligned,
 };
+
+/// How often a replay says how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 A dead letter is an event that was accepted and could not be stored: ClickHouse refuses its row, a plugin refuses it when it \
@@ -103,6 +109,9 @@ pub struct Which {
     /// Of this tenant (id or name), or of an "unknown" one
     #[arg(long, value_name = "TENANT")]
     pub tenant: Option<String>,
+    /// Of this event
+    #[arg(long, value_name = "EVENT_ID")]
+    pub event: Option<Uuid>,
     /// Whose reason contains this
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
@@ -143,6 +152,7 @@ impl Which {
         Ok(Filter {
             letters: self.letters.clone(),
             tenant,
+            event: self.event,
             reason: self.reason.clone(),
             stage: self.stage.clone(),
             since_ms: self.since.map(Timestamp::as_millisecond),
@@ -170,7 +180,7 @@ impl Chosen {
     pub fn filter(&self, find: impl Fn(&str) -> Result<TenantId>) -> Result<Filter> {
         let filter = self.which.filter(find)?;
         if filter.is_all() && !self.all {
-            bail!("say which letters: their names, --tenant, --reason, --stage, --since, --until, or --all");
+            bail!("say which letters: their names, --tenant, --event, --reason, --stage, --since, --until, or --all");
         }
         Ok(filter)
     }
@@ -217,40 +227,38 @@ impl Places {
         Ok(found)
     }
 
-    /// `dead-letters list`.
+    /// `dead-letters list`; what people must know beside it goes to stderr.
     ///
     /// # Errors
-    /// ClickHouse's or the file system's.
-    pub async fn list(&self, filter: &Filter, all_states: bool, limit: usize, json: bool) -> Result<String> {
+    /// ClickHouse's or the file system's; a letter that was named is not among them.
+    pub async fn list(&self, filter: &Filter, all_states: bool, limit: usize, json: bool) -> Result<()> {
         let state = if all_states { None } else { Some("held") };
         let found = self.letters(filter, state, limit, false).await?;
         if json {
             let list: Vec<Value> = found.iter().map(|(entry, local)| shown(entry, *local)).collect();
-            return Ok(serde_json::to_string_pretty(&list)? + "\n");
+            println!("{}", serde_json::to_string_pretty(&list)?);
+        } else {
+            let rows: Vec<[String; 7]> = found.iter().map(|(entry, local)| cells(entry, *local)).collect();
+            let names = ["LETTER", "DIED", "TENANT", "EVENT", "STAGE", "STATE", "REASON"];
+            print!("{}", aligned(names, &rows, "No dead letters.\n"));
         }
-        let rows: Vec<[String; 6]> = found
-            .iter()
-            .map(|(entry, local)| {
-                let state = if *local { "on local disk".to_owned() } else { entry.state.clone() };
-                [
-                    entry.letter_id.to_string(),
-                    time(entry.died_at_ms),
-                    known(entry.tenant_id),
-                    entry.stage.clone(),
-                    state,
-                    short(&entry.reason),
-                ]
-            })
-            .collect();
-        let mut text = aligned(["LETTER", "DIED", "TENANT", "STAGE", "STATE", "REASON"], &rows, "No dead letters.\n");
         if let Ok(client) = &self.client {
             let all = Store::new(client.clone()).count(filter, state).await?;
             let shown = found.iter().filter(|(_, local)| !local).count() as u64;
             if all.letters > shown {
-                writeln!(text, "{} more: --limit", all.letters - shown)?;
+                eprintln!("{} more letters are not shown: --limit", all.letters - shown);
             }
         }
-        Ok(text)
+        let missing = filter.letters.iter().find(|name| found.iter().all(|(entry, _)| entry.letter_id != **name));
+        match missing {
+            Some(name) if found.len() < limit && all_states => {
+                bail!("there is no such dead letter: {name}{ALL}")
+            }
+            Some(name) if found.len() < limit => {
+                bail!("dead letter {name} is not held (any more), or there is none of that name{ALL}")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// `dead-letters show`.
@@ -261,7 +269,7 @@ impl Places {
         let filter = Filter { letters: vec![letter], ..Filter::default() };
         let found = self.letters(&filter, None, 1, true).await?;
         let Some((entry, local)) = found.first() else {
-            bail!("there is no dead letter {letter}; `ingestion-engine dead-letters list` shows those that there are");
+            bail!("there is no dead letter {letter}{ALL}");
         };
         let mut shown = shown(entry, *local);
         let bytes = STANDARD.decode(&entry.bytes).unwrap_or_default();
@@ -269,6 +277,10 @@ impl Places {
             if let Ok(event) = event_of(entry) {
                 let event = serde_json::from_str(&event.json).unwrap_or(Value::from(event.json));
                 shown.insert("event".to_owned(), event);
+            }
+            if entry.bytes.is_empty() && entry.state != "held" {
+                let words = format!("gone: its bytes went when it was {}", entry.state);
+                shown.insert("content".to_owned(), Value::from(words));
             }
             if let Ok(text) = std::str::from_utf8(&bytes) {
                 shown.insert("text".to_owned(), Value::from(text));
@@ -279,7 +291,9 @@ impl Places {
             return Ok(serde_json::to_string_pretty(&shown)? + "\n");
         }
         let mut text = String::new();
-        for (name, value) in shown.as_object().into_iter().flatten() {
+        let fields = ORDER.iter().filter_map(|name| Some((*name, shown.get(*name)?)));
+        let fields = fields.filter(|(_, value)| **value != Value::from(""));
+        for (name, value) in fields {
             match value {
                 Value::String(value) => writeln!(text, "{name:<12} {value}")?,
                 Value::Object(_) => writeln!(text, "{name:<12} {}", serde_json::to_string_pretty(value)?)?,
@@ -290,38 +304,94 @@ impl Places {
     }
 }
 
+/// The fields of a letter as people read them: which, whose, why, when, where from, what.
+const ORDER: [&str; 21] = [
+    "letter_id",
+    "state",
+    "where",
+    "tenant_id",
+    "event_id",
+    "stage",
+    "reason",
+    "received_at",
+    "died_at",
+    "replayed_at",
+    "dropped_at",
+    "removed_at",
+    "kept_until",
+    "entered",
+    "message",
+    "form",
+    "bytes",
+    "content",
+    "event",
+    "text",
+    "base64",
+];
+
+/// What shows the letters that there are.
+const ALL: &str = "; `ingestion-engine dead-letters list --all-states` shows those that there are";
+
 /// `dead-letters drop`: what is held and named by `filter` is given up. Returns how many letters that were.
 ///
 /// # Errors
-/// ClickHouse's.
+/// ClickHouse's; there is no letter of a name, and then nothing is dropped.
 pub async fn drop_letters(client: &Client, filter: &Filter) -> Result<u64> {
     let store = Store::new(client.clone());
+    if !filter.letters.is_empty() {
+        let named = Filter { letters: filter.letters.clone(), ..Filter::default() };
+        let there =
+            store.list(&named, None, None, named.letters.len(), false).await.context("looking for the letters")?;
+        if let Some(name) = named.letters.iter().find(|name| there.iter().all(|entry| entry.letter_id != **name)) {
+            bail!("nothing is dropped: there is no dead letter {name} in ClickHouse{ALL}");
+        }
+        let settled = there.iter().filter(|entry| entry.state != "held");
+        settled.for_each(|entry| eprintln!("letter {} was {} already", entry.letter_id, entry.state));
+    }
     let held = store.count(filter, Some("held")).await.context("counting the letters")?;
     store.settle(filter, Fate::Dropped).await.context("dropping the letters; start the command again")?;
     Ok(held.letters)
 }
 
-/// `dead-letters replay`: the engine that runs with `data_dir` sends the letters that `filter` names. Blocking.
+/// `dead-letters replay`: the engine that runs with `data_dir` sends the letters that `filter` names; `done` has what is done so
+/// far. Blocking.
 ///
 /// # Errors
-/// No engine runs, it could not do it, or letters stay dead letters.
-pub fn replay(data_dir: &Path, filter: Filter, json: bool) -> Result<()> {
-    let named = !filter.letters.is_empty();
-    let asked = control::ask::<Summary>(data_dir, &Request::Replay { filter }, |_| {});
-    let summary = match asked {
+/// No engine runs, it could not do it, letters stay dead letters, or one that was named is not held.
+pub fn replay(data_dir: &Path, filter: Filter, json: bool, done: &Mutex<Summary>) -> Result<()> {
+    let named: HashSet<Uuid> = filter.letters.iter().copied().collect();
+    let mut told = Instant::now();
+    let progress = |progress| {
+        let Ok(summary) = serde_json::from_value::<Summary>(progress) else { return };
+        if told.elapsed() >= TELL_EVERY {
+            eprintln!(
+                "{} replayed, {} stored already, {} stay, so far",
+                summary.replayed, summary.stored, summary.held
+            );
+            told = Instant::now();
+        }
+        *done.lock() = summary;
+    };
+    let summary = match control::ask::<Summary>(data_dir, &Request::Replay { filter }, progress) {
+        Ok(summary) => summary,
         Err(error @ ClientError::NotRunning { .. }) => {
             bail!("{error}: start it, and run this beside it; letters go through its front")
         }
-        asked => asked?,
+        // What the engine itself says has that in it.
+        Err(error @ ClientError::Answer(_)) => bail!("{}; {}", chain(&error), done.lock().cut_off()),
+        Err(error) => return Err(error.into()),
     };
     if json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {
         print!("{}", replayed(&summary)?);
     }
-    if named && summary.replayed + summary.stored + summary.held == 0 {
+    let were_held = summary.replayed + summary.stored + summary.held;
+    if were_held < named.len() as u64 {
         bail!(
-            "no letter of these names is held; `ingestion-engine dead-letters list --all-states` shows what became of it"
+            "of the {} letters that were named {were_held} are held; `ingestion-engine dead-letters list --all-states LETTER` \
+             shows what became of one",
+            named.len()
         );
     }
     if summary.held > 0 {
@@ -366,6 +436,10 @@ fn shown(entry: &Entry, local: bool) -> Value {
         "bytes": entry.size,
     });
     if let Value::Object(shown) = &mut shown {
+        if entry.state != "held" {
+            let when = i64::try_from(entry.version).unwrap_or(i64::MAX);
+            shown.insert(format!("{}_at", entry.state), Value::from(time(when)));
+        }
         if !entry.wal_id.is_nil() {
             let place = json!({"wal_id": entry.wal_id, "seq": entry.wal_seq, "ordinal": entry.wal_ordinal});
             shown.insert("entered".to_owned(), place);
@@ -377,6 +451,20 @@ fn shown(entry: &Entry, local: bool) -> Value {
         }
     }
     shown
+}
+
+/// A line of the list.
+fn cells(entry: &Entry, local: bool) -> [String; 7] {
+    let event = if entry.event_id.is_nil() { "unknown".to_owned() } else { entry.event_id.to_string() };
+    [
+        entry.letter_id.to_string(),
+        time(entry.died_at_ms),
+        known(entry.tenant_id),
+        event,
+        entry.stage.clone(),
+        if local { "on local disk".to_owned() } else { entry.state.clone() },
+        short(&entry.reason),
+    ]
 }
 
 fn time(milliseconds: i64) -> String {

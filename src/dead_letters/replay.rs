@@ -85,6 +85,17 @@ pub struct Reason {
 }
 
 impl Summary {
+    /// What is to be said when the run was cut off after this.
+    pub fn cut_off(&self) -> String {
+        format!(
+            "{} letters were done before that ({} replayed, {} of events that are stored already); repeating the command is safe: \
+             what is done is not sent again (within ten minutes, or once it is stored)",
+            self.replayed + self.stored,
+            self.replayed,
+            self.stored
+        )
+    }
+
     fn stays(&mut self, letter_id: Uuid, reason: String) {
         self.held += 1;
         if self.reasons.len() < MOST_TOLD {
@@ -93,18 +104,36 @@ impl Summary {
     }
 }
 
-/// Replays the held letters that `filter` names.
+/// Replays the held letters that `filter` names; `tell` is told now and then what is done.
 ///
 /// # Errors
 /// ClickHouse's or the front's error, in words; what was done until then is done.
-pub async fn run(client: &Client, front: &dyn Front, filter: &Filter) -> Result<Summary, String> {
-    let store = Store::new(client.clone());
-    let (mut summary, mut after) = (Summary::default(), None);
+pub async fn run(
+    client: &Client,
+    front: &dyn Front,
+    filter: &Filter,
+    tell: impl Fn(&Summary),
+) -> Result<Summary, String> {
+    let mut summary = Summary::default();
+    match pages(&Store::new(client.clone()), front, filter, &mut summary, tell).await {
+        Ok(()) => Ok(summary),
+        Err(reason) => Err(format!("{reason}; {}", summary.cut_off())),
+    }
+}
+
+async fn pages(
+    store: &Store,
+    front: &dyn Front,
+    filter: &Filter,
+    summary: &mut Summary,
+    tell: impl Fn(&Summary),
+) -> Result<(), String> {
+    let mut after = None;
     // What this run has given to the front.
     let mut given: HashSet<(Uuid, Uuid)> = HashSet::new();
     loop {
         let page = store.list(filter, Some("held"), after, PAGE, true).await.map_err(|error| chain(&error))?;
-        let Some(last) = page.last() else { return Ok(summary) };
+        let Some(last) = page.last() else { return Ok(()) };
         after = Some((last.tenant_id, last.letter_id));
         let mut by_tenant: BTreeMap<Uuid, Vec<(Uuid, Uuid, String)>> = BTreeMap::new();
         for entry in &page {
@@ -123,7 +152,7 @@ pub async fn run(client: &Client, front: &dyn Front, filter: &Filter) -> Result<
                 .into_iter()
                 .partition(|(_, event_id, _)| stored.contains(event_id) || !given.insert((tenant, *event_id)));
             summary.stored += done.len() as u64;
-            mark(&store, done.iter().map(|(letter_id, ..)| *letter_id).collect()).await?;
+            mark(store, done.iter().map(|(letter_id, ..)| *letter_id).collect()).await?;
             for events in events.chunks(AT_A_TIME) {
                 let replays =
                     events.iter().map(|(letter_id, _, json)| front.replay(TenantId(tenant), *letter_id, json));
@@ -137,9 +166,10 @@ pub async fn run(client: &Client, front: &dyn Front, filter: &Filter) -> Result<
                     }
                 }
                 summary.replayed += accepted.len() as u64;
-                mark(&store, accepted).await?;
+                mark(store, accepted).await?;
+                tell(summary);
                 if let Some(reason) = failed {
-                    return Err(format!("{} letters were replayed, then: {reason}", summary.replayed));
+                    return Err(reason);
                 }
             }
         }

@@ -22,6 +22,8 @@ pub struct Filter {
     pub letters: Vec<Uuid>,
     /// Of this tenant.
     pub tenant: Option<Uuid>,
+    /// Of this event.
+    pub event: Option<Uuid>,
     /// Whose reason contains this, in whatever case.
     pub reason: Option<String>,
     /// That failed at this stage.
@@ -43,6 +45,7 @@ impl Filter {
         let contains = |reason: &String| letter.reason.to_lowercase().contains(&reason.to_lowercase());
         (self.letters.is_empty() || self.letters.contains(&letter.letter_id))
             && self.tenant.is_none_or(|tenant| letter.tenant_id.0 == tenant)
+            && self.event.is_none_or(|event| letter.event_id.0 == event)
             && self.reason.as_ref().is_none_or(contains)
             && self.stage.as_ref().is_none_or(|stage| letter.stage.as_str() == stage)
             && self.since_ms.is_none_or(|since| letter.died_at_ms >= since)
@@ -60,6 +63,9 @@ impl Filter {
         }
         if let Some(tenant) = self.tenant {
             and(format_args!("tenant_id = '{tenant}'"));
+        }
+        if let Some(event) = self.event {
+            and(format_args!("event_id = '{event}'"));
         }
         if let Some(reason) = &self.reason {
             and(format_args!("positionCaseInsensitiveUTF8(reason, {}) > 0", quote_text(reason)));
@@ -91,6 +97,8 @@ pub struct Entry {
     pub event_id: Uuid,
     /// `held`, `replayed`, `dropped` or `removed`.
     pub state: String,
+    /// When that became of it, Unix milliseconds; 0 while it is held.
+    pub version: u64,
     /// Unix milliseconds.
     pub died_at_ms: i64,
     /// Unix milliseconds.
@@ -132,6 +140,7 @@ impl From<&Letter> for Entry {
             tenant_id: letter.tenant_id.0,
             event_id: letter.event_id.0,
             state: "held".to_owned(),
+            version: 0,
             died_at_ms: letter.died_at_ms,
             received_at_ms: letter.received_at_ms,
             expires_at: letter.expires_at,
@@ -235,7 +244,7 @@ impl Store {
         // By name a page has a next one; for people the newest stand first.
         let order = if with_bytes { "tenant_id, letter_id" } else { "died_at DESC, letter_id" };
         let sql = format!(
-            "SELECT letter_id, tenant_id, event_id, toString(state) AS state, toUnixTimestamp64Milli(died_at) AS died_at_ms, \
+            "SELECT letter_id, tenant_id, event_id, toString(state) AS state, version, toUnixTimestamp64Milli(died_at) AS died_at_ms, \
              toUnixTimestamp64Milli(received_at) AS received_at_ms, toUInt32(expires_at) AS expires_at, \
              toString(stage) AS stage, reason, toString(form) AS form, size, wal_id, wal_seq, wal_ordinal, \
              toString(topic) AS topic, partition, offset, line, {bytes} AS bytes \

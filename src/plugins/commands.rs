@@ -209,7 +209,12 @@ fn reprocess(settings: &Settings, name: String) -> Result<(), CommandError> {
         )
     };
     let request = Request::Reprocess { name };
-    match control::ask::<Summary>(&settings.data_dir, &request, |summary| eprintln!("{}", words(summary))) {
+    let tell = |progress| {
+        if let Ok(summary) = serde_json::from_value(progress) {
+            eprintln!("{}", words(&summary));
+        }
+    };
+    match control::ask::<Summary>(&settings.data_dir, &request, tell) {
         Ok(summary) => println!("{}", words(&summary)),
         Err(error @ ClientError::NotRunning { .. }) => return Err(CommandError::NotRunning(error)),
         Err(error) => return Err(error.into()),

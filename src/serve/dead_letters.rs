@@ -1,12 +1,20 @@
 //! The `dead-letters` commands.
 
-use anyhow::{Context, Result, anyhow};
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::Mutex;
+use uuid::Uuid;
 
 use super::{maintenance, settings};
 use crate::{
     config::Config,
-    dead_letters::commands::{self, Action, Places},
+    dead_letters::{
+        commands::{self, Action, Places},
+        replay::{Filter, Summary},
+    },
     ids::TenantId,
+    ledger::UNKNOWN,
 };
 
 /// Carries out a `dead-letters` command and prints what came of it; `find` finds a tenant by its id or name.
@@ -16,7 +24,9 @@ use crate::{
 pub async fn dead_letters(config: &Config, action: Action, find: impl Fn(&str) -> Result<TenantId>) -> Result<()> {
     // It is the engine that does it.
     if let Action::Replay { chosen, json } = action {
-        return commands::replay(&config.process.data_dir, chosen.filter(find)?, json);
+        let filter = chosen.filter(find)?;
+        warn_of_unknown(config, &filter);
+        return replay(config.process.data_dir.clone(), filter, json).await;
     }
     let connection = maintenance::connect(config).await;
     let reached = || match &connection {
@@ -30,6 +40,32 @@ pub async fn dead_letters(config: &Config, action: Action, find: impl Fn(&str) -
     done
 }
 
+/// In a thread of its own, which nobody waits for when the command is cut off.
+async fn replay(data_dir: PathBuf, filter: Filter, json: bool) -> Result<()> {
+    let done = Arc::new(Mutex::new(Summary::default()));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let counted = Arc::clone(&done);
+    std::thread::spawn(move || tell.send(commands::replay(&data_dir, filter, json, &counted)));
+    tokio::select! {
+        result = told => result.context("the command's thread has ended")?,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.context("listening for SIGINT")?;
+            bail!("cut off; {}", done.lock().cut_off())
+        }
+    }
+}
+
+/// Letters of a tenant outlive it, and `auth.url` knows tenants that are in no file: it need not be a mistake.
+fn warn_of_unknown(config: &Config, filter: &Filter) {
+    let known =
+        |tenant: &Uuid| *tenant == UNKNOWN.0 || config.tenants.tenants.iter().any(|known| known.id.0 == *tenant);
+    if let Some(tenant) = filter.tenant.filter(|tenant| !known(tenant)) {
+        eprintln!(
+            "warning: there is no tenant {tenant} in the tenants' file; `ingestion-engine tenants list` shows those"
+        );
+    }
+}
+
 async fn print(
     config: &Config,
     action: Action,
@@ -39,12 +75,16 @@ async fn print(
     let places = || Places { client: reached(), folder: settings::dead_letters_folder(config) };
     match action {
         Action::List { which, all_states, limit, json } => {
-            print!("{}", places().list(&which.filter(find)?, all_states, limit, json).await?);
+            let filter = which.filter(find)?;
+            warn_of_unknown(config, &filter);
+            places().list(&filter, all_states, limit, json).await?;
             reached().context("only this node's files were searched")?;
         }
         Action::Show { letter, json } => print!("{}", places().show(letter, json).await?),
         Action::Drop { chosen, json } => {
-            let dropped = commands::drop_letters(&reached()?, &chosen.filter(find)?).await?;
+            let filter = chosen.filter(find)?;
+            warn_of_unknown(config, &filter);
+            let dropped = commands::drop_letters(&reached()?, &filter).await?;
             if json {
                 println!("{}", serde_json::json!({"dropped": dropped}));
             } else {

@@ -184,7 +184,7 @@ struct Replays {
 }
 
 impl Replayer for Replays {
-    fn replay<'a>(&'a self, filter: &'a Filter) -> Replayed<'a> {
+    fn replay<'a>(&'a self, filter: &'a Filter, progress: mpsc::UnboundedSender<replay::Summary>) -> Replayed<'a> {
         Box::pin(async move {
             let Some(front) = self.common.front.get() else {
                 return Err("this node has no front: run this on one with the role \"api\"".to_owned());
@@ -193,7 +193,8 @@ impl Replayer for Replays {
             let Ok(_turn) = self.one_at_a_time.try_lock() else {
                 return Err("another replay is at work on this node".to_owned());
             };
-            replay::run(&client, front, filter).await
+            // Nobody listens any more when the command was cut off; then this is dropped too.
+            replay::run(&client, front, filter, |summary| drop(progress.send(summary.clone()))).await
         })
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rand::Rng as _;
+use rand::{Rng as _, seq::IndexedMutRandom as _};
 use thiserror::Error;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Settings, arrival,
     arrival::Arrival,
-    bisect::{self, BisectError},
+    bisect::{self, BisectError, Found, Search},
     copies,
     recount::{self, RecountError, Stored},
     report::Report,
@@ -36,6 +36,11 @@ use crate::{
     plugins::tables::{Tables, TablesError},
     row::{self, BinaryError, ORIGIN_COLUMNS, POSITION_COLUMNS, Place, Table},
 };
+
+/// So many stored rows are remembered of a table.
+const SAMPLES: usize = 32;
+/// The one that is remembered of a block is among so many of its first.
+const FIRST_ROWS: usize = 64;
 
 /// How the storing of a range ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,7 +77,13 @@ pub(super) enum AttemptError {
     /// The dead letters of this node cannot be written or read.
     #[error("dead letters cannot be kept")]
     Letters(#[from] io::Error),
-    /// Refused rows were put aside; the rest is to be inserted.
+    /// The repeat that gives the views what they may lack is refused.
+    #[error(
+        "rows of the range were stored by an attempt of which nobody knows whether the views have them too, and its repeat is \
+         refused: remove what refuses them until the range is stored: {0}"
+    )]
+    StoredBefore(#[source] QueryError),
+    /// Refused rows were put aside; the rest is to be inserted, or to be searched further.
     #[error("{rows} rows are refused and now dead letters")]
     PutAside {
         /// How many.
@@ -91,6 +102,7 @@ impl AttemptError {
             | Self::Rows(_)
             | Self::Bisect(_)
             | Self::Letters(_)
+            | Self::StoredBefore(_)
             | Self::PutAside { .. } => false,
         }
     }
@@ -102,6 +114,8 @@ struct Attempts {
     in_doubt: bool,
     /// Where the rows entered that are dead letters.
     refused: HashSet<Place>,
+    /// How many of them are of this range, and were found by this process.
+    letters: usize,
     /// Whether the dead letters of earlier processes were looked for.
     recalled: bool,
     /// Where the rows entered that another process has stored. Looked for before the first attempt, which leaves rows of its
@@ -112,7 +126,7 @@ struct Attempts {
 impl Attempts {
     fn of(range: &Range) -> Self {
         let elsewhere = if range.of_earlier_opening { None } else { Some(HashSet::new()) };
-        Self { in_doubt: range.replayed, refused: HashSet::new(), recalled: false, elsewhere }
+        Self { in_doubt: range.replayed, refused: HashSet::new(), letters: 0, recalled: false, elsewhere }
     }
 }
 
@@ -134,8 +148,8 @@ pub(super) struct Inserter {
     gate: OnceLock<Gate>,
     erasures: OnceLock<Erasures>,
     letters: DeadLetters,
-    /// By table, a row that was stored lately.
-    samples: Mutex<BTreeMap<&'static str, Bytes>>,
+    /// By table, rows that were stored lately.
+    samples: Mutex<BTreeMap<&'static str, Vec<Bytes>>>,
     settings: Settings,
     report: Report,
     metrics: Arc<Metrics>,
@@ -187,7 +201,7 @@ impl Inserter {
             let attempt = tokio::select! {
                 biased;
                 () = range.revoked.cancelled() => Err(None),
-                result = self.attempt(range, &mut known) => result.map_err(Some),
+                result = self.attempt(range, &mut known, stop) => result.map_err(Some),
             };
             match attempt {
                 Ok((arrival, took)) => {
@@ -198,7 +212,8 @@ impl Inserter {
                     self.report.resolved(&range.id);
                     return Outcome::Revoked;
                 }
-                // The rest need not wait.
+                // What was found is kept. The rest need not wait, unless for the next start.
+                Err(Some(AttemptError::PutAside { .. })) if stop.is_cancelled() => return Outcome::Stopped,
                 Err(Some(AttemptError::PutAside { .. })) => continue,
                 Err(Some(error)) => {
                     known.in_doubt |= error.leaves_doubt();
@@ -219,7 +234,12 @@ impl Inserter {
         }
     }
 
-    async fn attempt(&self, range: &Range, known: &mut Attempts) -> Result<(Arrival, Duration), AttemptError> {
+    async fn attempt(
+        &self,
+        range: &Range,
+        known: &mut Attempts,
+        stop: &CancellationToken,
+    ) -> Result<(Arrival, Duration), AttemptError> {
         if self.schema_in_doubt.load(Relaxed) {
             match self.schema.verify().await {
                 // A newer schema has every column that this version knows.
@@ -258,7 +278,7 @@ impl Inserter {
             let (statement, body) = (format!("{into} FORMAT Native"), native(table, block).await?);
             match self.noted(self.client.insert(&statement, &settings, body).await) {
                 Err(error) if *error.kind() == Kind::Data => {
-                    return Err(self.put_aside(range, table, block, known, error).await?);
+                    return Err(self.put_aside(range, (table, block), known, error, stop).await?);
                 }
                 result => result?,
             }
@@ -272,12 +292,24 @@ impl Inserter {
         Ok((arrival, started.elapsed()))
     }
 
-    /// Keeps the first row of `block`, which was stored: proof that the table takes rows.
+    /// Keeps a row of `block`, which was stored: proof that the table takes rows. Of several kinds of rows there are samples
+    /// before long, and of those that were frequent a while ago too.
     fn remember(&self, table: Table, block: &Block) -> Result<(), BinaryError> {
+        let mut random = rand::rng();
         let mut input = &block.body[..];
+        for _ in 0..random.random_range(0..block.rows.clamp(1, FIRST_ROWS)) {
+            row::read_insert_row(table, &mut input)?;
+        }
+        let from = input;
         row::read_insert_row(table, &mut input)?;
-        let row = Bytes::copy_from_slice(block.body.get(..block.body.len() - input.len()).unwrap_or_default());
-        self.samples.lock().insert(table.name(), row);
+        let row = Bytes::copy_from_slice(from.get(..from.len() - input.len()).unwrap_or_default());
+        let mut samples = self.samples.lock();
+        let samples = samples.entry(table.name()).or_default();
+        if samples.len() < SAMPLES {
+            samples.push(row);
+        } else if let Some(sample) = samples.choose_mut(&mut random) {
+            *sample = row;
+        }
         Ok(())
     }
 
@@ -308,23 +340,36 @@ impl Inserter {
     async fn put_aside(
         &self,
         range: &Range,
-        table: Table,
-        block: &Block,
+        (table, block): (Table, &Block),
         known: &mut Attempts,
         error: QueryError,
+        stop: &CancellationToken,
     ) -> Result<AttemptError, AttemptError> {
-        tracing::warn!(range = %range.id, table = table.name(), rows = block.rows, %error, "ClickHouse refuses rows; looking for which");
-        let sample = self.samples.lock().get(table.name()).cloned();
-        let mut refused = bisect::refused(&self.client, table, block, sample.as_ref(), &range.id.to_string()).await?;
+        let letters = known.letters;
+        self.report.searching(&range.id, table.name(), block.rows, letters, &error);
+        let search = Search {
+            client: &self.client,
+            table,
+            block,
+            token: range.id.to_string(),
+            samples: self.samples.lock().get(table.name()).cloned().unwrap_or_default(),
+            stop,
+            progress: &|left, found| self.report.searching(&range.id, table.name(), left, letters + found, &error),
+        };
+        let Found { mut refused, cut_short } = bisect::refused(&search, &error).await?;
         if known.in_doubt && !refused.is_empty() {
             // Taken by an earlier attempt, before whatever makes ClickHouse refuse them now.
             let (rows, received) = recount::read(table, &block.body)?;
             let there = recount::there(&self.client, table, &rows, received).await?;
+            let found = refused.len();
             refused.retain(|row| !there.has_row(row.place));
+            if refused.is_empty() && found > 0 {
+                return Err(AttemptError::StoredBefore(error));
+            }
         }
         // None of them alone is refused: it was not about the rows, and the range is tried again as it is.
         if refused.is_empty() {
-            return Ok(error.into());
+            return Ok(if cut_short { AttemptError::PutAside { rows: 0 } } else { error.into() });
         }
         let form = if table == Table::Events { Form::Event } else { Form::Parked };
         let places: Vec<Place> = refused.iter().map(|row| row.place).collect();
@@ -343,6 +388,7 @@ impl Inserter {
         });
         keeping.await.map_err(io::Error::other)??;
         known.refused.extend(&places);
+        known.letters += places.len();
         Ok(AttemptError::PutAside { rows: places.len() })
     }
 

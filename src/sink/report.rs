@@ -1,8 +1,9 @@
 //! What the sink says of itself: which ranges cannot be stored, and why.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{bisect::BisectError, insert::AttemptError, recount::RecountError, source::RangeId};
 use crate::{
@@ -11,12 +12,17 @@ use crate::{
     health::Component,
 };
 
+/// How often a search for refused rows is told in the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
 /// The ranges that wait for ClickHouse, shared by all inserts.
 #[derive(Clone)]
 pub(super) struct Report {
     health: Component,
     database: Arc<str>,
     waiting: Arc<Mutex<HashMap<RangeId, Trouble>>>,
+    /// When a search for refused rows was last told.
+    told: Arc<Mutex<Option<Instant>>>,
 }
 
 struct Trouble {
@@ -27,7 +33,7 @@ struct Trouble {
 
 impl Report {
     pub(super) fn new(health: Component, database: &str) -> Self {
-        Self { health, database: database.into(), waiting: Arc::default() }
+        Self { health, database: database.into(), waiting: Arc::default(), told: Arc::default() }
     }
 
     pub(super) fn started(&self) {
@@ -50,7 +56,7 @@ impl Report {
             | AttemptError::Bisect(BisectError::Rows(error)) => (false, chain(error)),
             AttemptError::Bisect(error @ BisectError::Table { .. }) => (true, chain(error)),
             AttemptError::Letters(error) => (false, format!("dead letters cannot be kept: {error}")),
-            AttemptError::PutAside { .. } => (false, error.to_string()),
+            AttemptError::PutAside { .. } | AttemptError::StoredBefore(_) => (false, error.to_string()),
             AttemptError::Schema(error) => {
                 (true, format!("database {} is not complete (has ClickHouse lost its data?): {error}", self.database))
             }
@@ -61,6 +67,22 @@ impl Report {
         }
         let reason = format!("{cause}; range {range} waits and nothing is lost");
         self.waiting.lock().insert(range.clone(), Trouble { general, reason });
+        self.publish();
+    }
+
+    /// Notes that rows of `range` are refused for `table`, and that which they are is being looked for.
+    pub(super) fn searching(&self, range: &RangeId, table: &str, left: usize, letters: usize, error: &QueryError) {
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            tracing::warn!(%range, table, left, letters, %error, "ClickHouse refuses rows; looking for which");
+            *told = Some(Instant::now());
+        }
+        drop(told);
+        let reason = format!(
+            "ClickHouse refuses rows of range {range} for table {table}, which are being looked for: {left} rows are left to \
+             ask, {letters} were found and become dead letters, and nothing is lost: {error}"
+        );
+        self.waiting.lock().insert(range.clone(), Trouble { general: false, reason });
         self.publish();
     }
 

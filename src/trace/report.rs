@@ -296,7 +296,13 @@ impl Met<'_> {
             return ("stored", format!("stored in ClickHouse, table events{copies}{kept}{buried}"));
         }
         if let Some(letter) = self.letters.iter().rfind(|letter| letter.state == "held") {
-            return ("dead_letter", format!("in the dead letters ({}): {}", letter.kept, letter.reason));
+            return (
+                "dead_letter",
+                format!(
+                    "in the dead letters ({}): {}; `ingestion-engine dead-letters show {}` shows it",
+                    letter.kept, letter.reason, letter.letter_id
+                ),
+            );
         }
         let is_released = |row: &InTable| {
             let same = |other: &&&InTable| other.released && other.origin.place() == row.origin.place();
@@ -546,7 +552,7 @@ mod tests {
         assert_eq!((released, stages), ("released", vec!["accepted", "relayed", "parked", "released"]));
         let (dead, stages, now) = state(tables(&[false, true], &["held"], &[]));
         assert_eq!((dead, *stages.last().unwrap()), ("dead_letter", "dead letter"));
-        assert!(now.contains("no such day"), "{now}");
+        assert!(now.contains("no such day") && now.contains("dead-letters show l`"), "{now}");
         assert!(state(tables(&[], &["dropped"], &[])).2.contains("was dropped"));
 
         // The same letter on disk and in the table is one.

@@ -107,8 +107,8 @@ impl fmt::Display for Stage {
             Self::Stored => f.write_str("table events"),
             Self::Parked { plugin, reason } => write!(f, "table parked_events, for plugin {plugin}: {reason}"),
             Self::Released { plugin } => write!(f, "table parked_events, run through plugin {plugin}"),
-            Self::DeadLetter { at_stage, reason, state, kept, .. } => {
-                write!(f, "{kept} ({state}), from stage {at_stage}: {reason}")
+            Self::DeadLetter { letter_id, at_stage, reason, state, kept } => {
+                write!(f, "{kept}, letter {letter_id} ({state}), from stage {at_stage}: {reason}")
             }
             Self::Erased { tombstone } => write!(f, "tombstone {tombstone}: received up to then, and not to be stored"),
         }

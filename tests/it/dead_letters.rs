@@ -1,6 +1,6 @@
 //! What cannot be stored is kept, shown, sent again or given up, and holds up nothing else.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use ingestion_engine::{
     dead_letters::{About, DeadLetter, DeadLetters, Form, Limits, MessageLine, Stage, read_files},
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{
-    engine::{ClickHouse, Engine, Setup, TENANT, eventually},
+    engine::{ClickHouse, Engine, Setup, TENANT, eventually, signal},
     tansu::Tansu,
 };
 
@@ -90,10 +90,26 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     }
     assert_eq!(list(&setup, "--tenant 00000000-0000-0000-0000-00000000000f"), [] as [Value; 0]);
     assert_eq!(list(&setup, "--until 1h"), [] as [Value; 0]);
-    let table = command(&setup, "dead-letters list --since 1h --limit 2");
-    assert!(table.contains("REASON") && table.contains("no_evil") && table.contains("2 more"), "{table}");
-    let shown = command(&setup, &format!("dead-letters show {}", letters[0]["letter_id"].as_str().unwrap()));
+    for (json, part) in [("", "REASON"), ("--json", "reason")] {
+        let (status, table) = setup.run(&format!("dead-letters list --since 1h --limit 2 {json}"));
+        assert!(status.success() && table.contains(part) && table.contains("no_evil"), "{table}");
+        assert!(
+            table.contains(&id(9_999).to_string()[..14]) && table.contains("2 more letters are not shown"),
+            "{table}"
+        );
+    }
+    let one = list(&setup, &format!("--event {}", id(5_000)));
+    assert_eq!((one.len(), &one[0]["event_id"]), (1, &json!(id(5_000))), "{one:?}");
+    let name = one[0]["letter_id"].as_str().unwrap();
+    let traced = command(&setup, &format!("trace {}", id(5_000)));
+    assert!(traced.contains(&format!("dead-letters show {name}")), "{traced}");
+    let shown = command(&setup, &format!("dead-letters show {name}"));
     assert!(shown.contains("\"name\": \"evil\"") && shown.contains("base64"), "{shown}");
+    assert!(shown.starts_with("letter_id") && !shown.contains("trial"), "{shown}");
+    assert!(
+        shown.find("\nreason") < shown.find("\nbytes") && shown.find("\nbytes") < shown.find("\nevent "),
+        "{shown}"
+    );
 
     // The cause is still there: they are taken by the front, and refused again.
     command(&setup, "dead-letters replay --all");
@@ -108,7 +124,10 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
     assert_eq!((&summary["replayed"], &summary["held"]), (&json!(4), &json!(0)), "{summary}");
     clickhouse.wait_for_events_once(10_000);
     held(&clickhouse, 0);
-    assert_eq!(list(&setup, "--all-states").len(), 8);
+    let letters = list(&setup, "--all-states");
+    assert_eq!(letters.len(), 8);
+    let shown = command(&setup, &format!("dead-letters show {}", letters[0]["letter_id"].as_str().unwrap()));
+    assert!(shown.contains("replayed_at") && shown.contains("its bytes went when it was replayed"), "{shown}");
     assert_eq!(clickhouse.query("SELECT count() FROM overwatch.dead_letters FINAL WHERE bytes != ''"), "0");
     // Again is nothing.
     let summary: Value = serde_json::from_str(&command(&setup, "dead-letters replay --all --json")).unwrap();
@@ -122,6 +141,77 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
         (&json!(10_008), &json!(8), &json!(10_000)),
         "{ledger}"
     );
+}
+
+#[test]
+fn thousands_of_refused_rows_are_found_by_what_their_constraints_say() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"2s\"\n[limits]\nevents_per_request = 10000");
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    clickhouse.query(NO_EVIL);
+    clickhouse.query(
+        "ALTER TABLE overwatch.events ADD CONSTRAINT `not one` CHECK user_id NOT IN ('user-3', 'user-5', '). Column values: ')",
+    );
+    let evil: Vec<usize> = (0..10_000).filter(|place| place % 5 == 0).collect();
+    send(&engine, 0..10_000, &evil);
+    clickhouse.wait_for_events_once(7_999);
+    held(&clickhouse, 2_001);
+    is_up(&engine);
+    let wrong = "SELECT count() FROM overwatch.dead_letters FINAL WHERE position(bytes, 'evil') = 0";
+    assert_eq!(clickhouse.query(wrong), "1", "user-3 alone is not evil");
+    let letters = list(&setup, "--limit 3000");
+    assert_eq!(letters.len(), 2_001);
+    let reasons: std::collections::BTreeSet<&str> =
+        letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
+    let of = |name: &str| {
+        reasons.iter().any(|reason| reason.contains(name) && reason.contains("for table overwatch.events is"))
+    };
+    assert!(reasons.len() == 2 && of("no_evil") && of("not one"), "{reasons:?}");
+    assert_eq!(clickhouse.query("SELECT count() FROM system.tables WHERE name LIKE '%trial%'"), "0", "tidied up");
+    setup.ledger().unwrap();
+}
+
+/// Not of a constraint, so that only halving finds the rows.
+const NAME_IS_A_NUMBER: &str = "ALTER TABLE overwatch.events ADD COLUMN number Float64 MATERIALIZED toFloat64(name)";
+
+#[test]
+fn a_search_is_told_and_goes_on_where_a_stop_has_cut_it_off() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"1s\"");
+    let mut engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    clickhouse.query(NAME_IS_A_NUMBER);
+    // Every second one.
+    let event = |place: usize| {
+        let name = if place.is_multiple_of(2) { "7.5" } else { "seven" };
+        json!({"id": id(place), "type": "custom", "name": name, "user_id": format!("user-{place}")})
+    };
+    let answer = engine.ingest((0..800).map(event).collect::<Value>().to_string());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    eventually("health tells of it", || {
+        let reason = engine.component("sink")["reason"].to_string();
+        reason.contains("for table events, which are being looked for") && reason.contains("are left to ask")
+    });
+    eventually("some are kept", || engine.metric_or_zero("ingestion_dead_letters_total") >= 100);
+    engine.terminate();
+    let kept = engine.log().matches("kept as a dead letter").count();
+    assert!(engine.log().contains("looking for which"), "{}", engine.log());
+
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    clickhouse.wait_for_events_once(400);
+    held(&clickhouse, 400);
+    assert_eq!(engine.metric_or_zero("ingestion_dead_letters_total") + kept as u64, 400, "none is looked for twice");
+    is_up(&engine);
+    let letters = list(&setup, "--limit 1000");
+    assert!(
+        letters.iter().all(|letter| !letter["reason"].to_string().contains("trial")),
+        "the table of the trials is nobody's business: {letters:?}"
+    );
+    setup.ledger().unwrap();
 }
 
 /// Letters as an engine in `home` keeps them, `count` of them of `bytes` bytes each, for user `user` of `tenant`.
@@ -196,7 +286,20 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "1 dropped\n");
     assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "0 dropped\n");
     let (status, words) = setup.run(&format!("dead-letters replay {one}"));
-    assert!(status.code() == Some(1) && words.contains("no letter of these names is held"), "{words}");
+    assert!(status.code() == Some(1) && words.contains("of the 1 letters that were named 0 are held"), "{words}");
+    let (status, words) = setup.run(&format!("dead-letters list {one}"));
+    assert!(status.code() == Some(1) && words.contains("is not held (any more)"), "{words}");
+    assert_eq!(list(&setup, &format!("--all-states {one}"))[0]["state"], "dropped");
+    let nobody = Uuid::from_u128(404);
+    for action in ["show", "drop", "replay", "list", "list --all-states"] {
+        let (status, words) = setup.run(&format!("dead-letters {action} {nobody}"));
+        assert!(status.code() == Some(1) && words.contains("dead-letters list --all-states"), "{action}: {words}");
+    }
+    let (status, words) =
+        setup.run(&format!("dead-letters drop {nobody} {}", list(&setup, "")[0]["letter_id"].as_str().unwrap()));
+    assert!(status.code() == Some(1) && words.contains("nothing is dropped"), "{words}");
+    let (status, words) = setup.run(&format!("dead-letters list --tenant {nobody}"));
+    assert!(status.success() && words.contains("there is no tenant") && words.contains("tenants list"), "{words}");
     held(&clickhouse, 3);
     // What became of a letter stands above its being delivered once more.
     drop(engine);
@@ -281,6 +384,113 @@ fn a_row_that_was_taken_lately_tells_bad_rows_from_a_bad_table() {
     clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT nothing");
     clickhouse.wait_for_events_once(25);
     held(&clickhouse, 100);
+    setup.ledger().unwrap();
+}
+
+#[test]
+fn rows_that_were_taken_once_and_would_be_refused_now_prove_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"100ms\"");
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    // The last rows that were taken break the constraint that comes then; an older one does not.
+    for place in 0..4 {
+        send(&engine, place..place + 1, &[1, 2, 3]);
+        clickhouse.wait_for_events_once(place + 1);
+    }
+    clickhouse.query(NO_EVIL);
+    send(&engine, 4..5, &[4]);
+    held(&clickhouse, 1);
+    is_up(&engine);
+
+    // None that was taken since the start would be taken now: that may be the table. What it takes next says that it is not.
+    clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT no_evil");
+    drop(engine);
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    send(&engine, 5..6, &[5]);
+    clickhouse.wait_for_events_once(5);
+    clickhouse.query(NO_EVIL);
+    send(&engine, 6..7, &[6]);
+    eventually("health says so", || {
+        engine.component("sink")["reason"].to_string().contains("refuses every row for table events")
+    });
+    send(&engine, 7..8, &[]);
+    clickhouse.wait_for_events_once(6);
+    held(&clickhouse, 2);
+    is_up(&engine);
+    setup.ledger().unwrap();
+}
+
+#[test]
+fn a_replay_that_is_cut_off_says_what_was_done_and_its_repeat_does_the_rest() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    keep(home.path(), tenant(), "ann", (1, 1_500), 10);
+    let mut engine = setup.start();
+    held(&engine.clickhouse(), 1_500);
+    let begin = |engine: &Engine, before: u64| {
+        let mut replay = setup.command("dead-letters replay --all");
+        let replay = replay.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let replayed = || engine.metric_or_zero("ingestion_events_total{outcome=\"replayed\",code=\"\"}");
+        eventually("some are replayed", || replayed() > before);
+        // It cannot end now.
+        signal(engine.pid(), "STOP");
+        replay
+    };
+    let replay = begin(&engine, 0);
+    signal(replay.id(), "INT");
+    let output = replay.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1)
+            && words.contains("cut off; ")
+            && words.contains("repeating the command is safe"),
+        "{words}"
+    );
+    signal(engine.pid(), "CONT");
+    eventually("the engine sees it", || {
+        !setup.run(&format!("dead-letters replay {}", Uuid::from_u128(404))).1.contains("another replay is at work")
+    });
+
+    // A repeat, in which the engine is killed.
+    let replay = begin(&engine, engine.metric("ingestion_events_total{outcome=\"replayed\",code=\"\"}"));
+    engine.kill();
+    let output = replay.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && words.contains("letters were done before that"), "{words}");
+    drop(engine);
+    let engine = setup.start();
+    is_up(&engine);
+    command(&setup, "dead-letters replay --all");
+    let clickhouse = engine.clickhouse();
+    clickhouse.wait_for_events_once(1_500);
+    held(&clickhouse, 0);
+}
+
+#[test]
+fn rows_that_are_stored_and_refused_now_are_no_letters() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"500ms\"");
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    // The rows are in the table, and the view has none.
+    clickhouse.query(
+        "CREATE MATERIALIZED VIEW overwatch.bad ENGINE = MergeTree ORDER BY n AS SELECT throwIf(name = 'evil') AS n FROM overwatch.events",
+    );
+    send(&engine, 0..10, &[3]);
+    eventually("the view fails", || engine.component("sink")["reason"].to_string().contains("overwatch.bad fails"));
+    clickhouse.query(NO_EVIL);
+    clickhouse.query("DROP VIEW overwatch.bad");
+    eventually("health says so", || {
+        engine.component("sink")["reason"].to_string().contains("remove what refuses them until the range is stored")
+    });
+    clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT no_evil");
+    clickhouse.wait_for_events_once(10);
+    is_up(&engine);
+    assert_eq!(engine.metric_or_zero("ingestion_dead_letters_total"), 0);
     setup.ledger().unwrap();
 }
 

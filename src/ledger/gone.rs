@@ -103,12 +103,12 @@ pub(crate) fn erased(database: &str, table: &str, condition: &str) -> String {
         // Events that ended there, said anew: the later word counts.
         return format!(
             "INSERT INTO {database}.ledger_gone SETTINGS async_insert = 0, insert_deduplicate = 0 \
-             SELECT * REPLACE ('erased' AS reason) FROM {database}.ledger_gone FINAL \
+             SELECT * REPLACE ('erased' AS reason) FROM (SELECT * FROM {database}.ledger_gone FINAL \
              WHERE reason = 'dead' AND stored = 0 AND (\
                  (tenant_id, wal_id, wal_seq, wal_ordinal) IN \
                      (SELECT tenant_id, wal_id, wal_seq, wal_ordinal FROM {database}.dead_letters WHERE {condition}) \
                  OR (tenant_id, wal_id, wal_seq) IN (SELECT tenant_id, wal_id, wal_seq FROM {database}.dead_letters \
-                     WHERE ({condition}) AND form IN ('record', 'rows')))"
+                     WHERE ({condition}) AND form IN ('record', 'rows'))))"
         );
     }
     // A parked event that has gone on is counted where it is now.

@@ -413,7 +413,7 @@ async fn generations_that_are_missing_are_counted_once_also_several_in_a_row() {
     }
     let lost = after.first().unwrap() - before.last().unwrap() - 1;
     for counted in [lost, 0] {
-        let (seqs, rig) = delivered(dir.path()).await;
+        let (seqs, rig) = delivered_again(dir.path()).await;
         assert_eq!(rig.metrics.wal_damaged_records.get(), counted);
         assert_eq!(rig.wal.holdings().unwrap().missing, lost);
         assert_eq!(seqs.iter().filter(|seq| **seq <= RECORDS).count() as u64, RECORDS - lost);

@@ -48,7 +48,7 @@ const READ_RECORDS: usize = 4096;
 const READ_BYTES: usize = 4 << 20;
 
 /// The books at a cut, and what the log holds of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
     /// What became of the events of each tenant.
     pub accounts: BTreeMap<TenantId, Account>,

@@ -128,12 +128,6 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// What a ledger takes from it.
-fn told(holdings: &Holdings) -> (BTreeMap<TenantId, Account>, BTreeMap<TenantId, u64>, Vec<Opening>, [u64; 5]) {
-    let Holdings { accounts, openings, cut, done, events, lost, missing, since_ms, .. } = holdings.clone();
-    (accounts, events, openings, [cut, done, lost, missing, since_ms.cast_unsigned()])
-}
-
 #[tokio::test]
 async fn a_closed_log_is_counted_as_the_next_open_would_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -174,7 +168,8 @@ async fn a_closed_log_is_counted_as_the_next_open_would_and_left_as_it_is() {
             let rig = open(small(copy.path()));
             // The first count may find damage that no open has seen, and the second is of it.
             rig.wal.holdings().unwrap();
-            assert_eq!(told(&closed), told(&rig.wal.holdings().unwrap()), "damage: {damage}");
+            let closed = Holdings { unreadable: Vec::new(), ..closed };
+            assert_eq!(closed, rig.wal.holdings().unwrap(), "damage: {damage}");
             rig.wal.close().await.unwrap();
         }
     }

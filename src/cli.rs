@@ -15,6 +15,8 @@ use crate::{
 
 /// Exit code of a failure at run time.
 pub const EXIT_FAILURE: u8 = 1;
+/// Exit code of `ledger` when there is nothing to say: the ledger could not be measured.
+pub const EXIT_NOT_ASKED: u8 = 2;
 /// Exit code of wrong usage or a wrong configuration (`EX_USAGE` of sysexits).
 pub const EXIT_USAGE: u8 = 64;
 
@@ -112,13 +114,21 @@ pub enum Command {
     Trace(TraceArgs),
     /// Show where every event is that this node has received, and whether one is missing
     ///
-    /// Asks the engine that runs with the data folder, or opens its log while none does. Exit code 1 when it does not balance:
-    /// the last lines then say whose events are missing, how many, and where.
+    /// Asks the engine that runs with the data folder, or reads its log while none does, and changes nothing.
     Ledger(LedgerArgs),
 }
 
+const AFTER_LEDGER: &str = "\
+While no engine runs, an engine that starts waits for the log until this command has read it (30 seconds at most), and the \
+embedded ClickHouse is started for as long as it takes. A log that must be mended, and tables that must be migrated, are left as \
+they are: the command says so.
+
+Exit codes: 0 it balances, 1 it does not (the last lines say whose events are missing, how many, and where), 2 it could not be \
+measured (no connection, wrong configuration, no log, a log in use), 64 wrong usage.";
+
 /// Arguments of the `ledger` subcommand.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = AFTER_LEDGER)]
 pub struct LedgerArgs {
     /// As JSON
     #[arg(long)]

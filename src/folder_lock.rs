@@ -60,16 +60,19 @@ impl FolderLock {
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         let deadline = Instant::now() + patience;
+        let mut said = false;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
-                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(RETRY),
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    if !std::mem::replace(&mut said, true) {
+                        let holder = holder(&mut file);
+                        tracing::warn!(folder = %folder.display(), holder, ?patience, "waiting for the lock of a folder");
+                    }
+                    thread::sleep(RETRY);
+                }
                 Err(Errno::WOULDBLOCK) => {
-                    let mut holder = String::new();
-                    // Whatever cannot be read is left out: the refusal stands without it.
-                    let readable = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-                    let holder = if readable { holder.trim().replace('\n', ", ") } else { "unknown".to_owned() };
-                    return Err(LockError::Held { folder: folder.to_owned(), holder });
+                    return Err(LockError::Held { folder: folder.to_owned(), holder: holder(&mut file) });
                 }
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno.into())),
@@ -79,6 +82,13 @@ impl FolderLock {
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(failed)?;
         Ok(Self { _file: file })
     }
+}
+
+/// What the holder wrote. Whatever cannot be read is left out: the refusal stands without it.
+fn holder(file: &mut File) -> String {
+    let mut holder = String::new();
+    let readable = file.rewind().and_then(|()| file.read_to_string(&mut holder)).is_ok() && !holder.trim().is_empty();
+    if readable { holder.trim().replace('\n', ", ") } else { "unknown".to_owned() }
 }
 
 /// Creates `folder` and the folders above it that are missing, durably: what is synced in a folder is lost when the

@@ -13,5 +13,7 @@ pub(super) async fn ledger(
     let caller = authenticate(&api, peer.map(|Extension(peer)| peer), &headers, Scope::Admin).await?;
     let source = api.inner.ledger.get().ok_or(ApiError::NotFound)?;
     let report = source.ledger().await.map_err(|reason| ApiError::Ledger { reason })?;
-    Ok(Json(report.of(caller.tenant.id)))
+    let mut report = report.of(caller.tenant.id);
+    report.name(|_| Some(caller.tenant.name.to_string()));
+    Ok(Json(report))
 }

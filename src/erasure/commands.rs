@@ -28,7 +28,7 @@ const SAY: Duration = Duration::from_secs(10);
 /// Longest wait for sinks: one that works confirms within seconds, one that is cut off is silent sooner than that.
 const CONFIRMATION: Duration = Duration::from_mins(15);
 /// Tables whose rows are in the ledger.
-const COUNTED: [&str; 2] = ["events", "parked_events"];
+const COUNTED: [&str; 3] = ["events", "parked_events", "dead_letters"];
 /// How much longer than a topic's retention a tombstone is kept.
 const LONGER_THAN_TOPIC: Duration = Duration::from_hours(90 * 24);
 

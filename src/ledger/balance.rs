@@ -42,15 +42,13 @@ pub struct Terms {
     pub expired: i64,
     /// Of records that were found damaged, where these say whose they are.
     pub damaged: i64,
-    /// Rows that are gone, while later repeats can have taken their place.
-    pub merged: i64,
 }
 
 impl Terms {
     /// The equation's right side.
     fn found(&self) -> i64 {
         let Self { rejected, dropped, duplicate, in_wal, in_broker, stored, parked, .. } = self;
-        let Self { dead_lettered, erased, expired, damaged, merged, .. } = self;
+        let Self { dead_lettered, erased, expired, damaged, .. } = self;
         rejected
             + dropped
             + duplicate
@@ -62,7 +60,6 @@ impl Terms {
             + erased
             + expired
             + damaged
-            + merged
     }
 
     /// What is missing; negative when there is more than was received.
@@ -83,7 +80,6 @@ impl Terms {
         self.erased += other.erased;
         self.expired += other.expired;
         self.damaged += other.damaged;
-        self.merged += other.merged;
     }
 }
 
@@ -120,6 +116,8 @@ pub struct Stage {
     pub stage: StageName,
     /// Events that are missing; negative when there are more than there should be.
     pub missing: i64,
+    /// Of how many of them it cannot be determined whether they are lost, or were replaced by a later repeat.
+    pub undetermined: i64,
 }
 
 /// One tenant's ledger.
@@ -127,9 +125,14 @@ pub struct Stage {
 pub struct TenantReport {
     /// Whose; the highest id that there is stands for records of which nobody knows whose they are.
     pub tenant_id: TenantId,
+    /// Its name, where it has one and it is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
     /// The terms.
     #[serde(flatten)]
     pub terms: Terms,
+    /// What is missing of `received`; negative when there is more. The sum of the stages.
+    pub missing: i64,
     /// Nothing is missing, and nothing too much.
     pub balanced: bool,
     /// Where it is not.
@@ -159,6 +162,10 @@ pub struct Report {
     pub cut: Cut,
     /// The sum of all tenants.
     pub total: Terms,
+    /// What is missing of all tenants; negative when there is more.
+    pub missing: i64,
+    /// Of how many of them it cannot be determined whether they are lost.
+    pub undetermined: i64,
     /// By tenant.
     pub tenants: Vec<TenantReport>,
 }
@@ -169,7 +176,9 @@ impl Report {
         for tenant in &tenants {
             total.add(&tenant.terms);
         }
-        Self { balanced: tenants.iter().all(|tenant| tenant.balanced), since, cut, total, tenants }
+        let undetermined = tenants.iter().flat_map(|tenant| &tenant.stages).map(|stage| stage.undetermined).sum();
+        let balanced = tenants.iter().all(|tenant| tenant.balanced);
+        Self { balanced, since, cut, total, missing: total.difference(), undetermined, tenants }
     }
 }
 
@@ -182,8 +191,8 @@ pub(super) fn balance(holdings: &Holdings, found: &BTreeMap<TenantId, Found>) ->
         // At least one event each.
         let missing = signed(holdings.lost);
         let terms = Terms { received: missing, ..Terms::default() };
-        let stages = vec![Stage { stage: StageName::Wal, missing }];
-        reports.push(TenantReport { tenant_id: UNKNOWN, terms, balanced: false, stages });
+        let stages = vec![Stage { stage: StageName::Wal, missing, undetermined: 0 }];
+        reports.push(TenantReport { tenant_id: UNKNOWN, name: None, terms, missing, balanced: false, stages });
     }
     let cut =
         Cut { wal_id: holdings.openings.last().map(|opening| opening.wal_id), seq: holdings.cut, done: holdings.done };
@@ -198,7 +207,7 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
     let in_wal = signed(holdings.events.get(&tenant).copied().unwrap_or(0));
     // Rows that were inserted and whose time is not over: there, or erased, or missing.
     let missing = found.inserted_live - found.stored - found.parked - found.erased_stored_live;
-    let merged = missing.clamp(0, found.may_be_merged);
+    let undetermined = missing.clamp(0, found.may_be_replaced);
     let terms = Terms {
         received: signed(received),
         rejected: signed(rejected),
@@ -208,12 +217,11 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
         in_broker: found.in_broker,
         stored: found.stored,
         parked: found.parked,
-        dead_lettered: found.dead_lettered,
+        dead_lettered: found.dead_lettered - found.letters_gone,
         // Rows that were erased before their time was over count here for ever, and not among those whose time is over.
         erased: found.erased_stored_live + found.erased_stored_over + found.left_erased,
         expired: found.inserted_over - found.erased_stored_over + found.left_expired,
         damaged: signed(damaged),
-        merged,
     };
     let arrived = found.inserted_live
         + found.inserted_over
@@ -226,15 +234,16 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
     // What the log has lost it has named.
     let behind = if found.through_broker && holdings.missing == 0 { StageName::Broker } else { StageName::Wal };
     let stages: Vec<_> = [
-        (StageName::Front, front),
-        (behind, appended - in_wal - signed(damaged) - found.in_broker - arrived),
-        (StageName::Clickhouse, missing - merged),
+        (StageName::Front, front, 0),
+        (behind, appended - in_wal - signed(damaged) - found.in_broker - arrived, 0),
+        (StageName::Clickhouse, missing + found.letters_gone, undetermined),
     ]
     .into_iter()
-    .filter(|(_, missing)| *missing != 0)
-    .map(|(stage, missing)| Stage { stage, missing })
+    .filter(|(_, missing, _)| *missing != 0)
+    .map(|(stage, missing, undetermined)| Stage { stage, missing, undetermined })
     .collect();
-    TenantReport { tenant_id: tenant, terms, balanced: stages.is_empty() && terms.difference() == 0, stages }
+    let missing = terms.difference();
+    TenantReport { tenant_id: tenant, name: None, terms, missing, balanced: stages.is_empty() && missing == 0, stages }
 }
 
 /// A count, which a bug of the front may have made negative.
@@ -308,12 +317,22 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_repeats_can_have_replaced_are_said_to_be_merged() {
+    fn rows_that_repeats_can_have_replaced_are_missed_and_said_to_be_undetermined() {
         let (account, in_wal, found) = whole();
-        let merged = report(account, in_wal, Found { stored: 48, may_be_merged: 3, ..found });
-        assert!(merged.balanced && merged.terms.merged == 2, "{merged:?}");
-        let lost = report(account, in_wal, Found { stored: 46, may_be_merged: 3, ..found });
-        assert_eq!((lost.balanced, lost.terms.merged, stages(&lost)), (false, 3, vec![(StageName::Clickhouse, 1)]));
+        for (stored, missing, undetermined) in [(48, 2, 2), (46, 4, 3)] {
+            let report = report(account, in_wal, Found { stored, may_be_replaced: 3, ..found });
+            let stage = Stage { stage: StageName::Clickhouse, missing, undetermined };
+            assert_eq!((report.balanced, report.missing, &report.stages[..]), (false, missing, &[stage][..]));
+        }
+        assert!(report(account, in_wal, Found { may_be_replaced: 3, ..found }).balanced);
+    }
+
+    #[test]
+    fn letters_that_are_gone_are_missed() {
+        let (account, in_wal, found) = whole();
+        let report = report(account, in_wal, Found { letters_gone: 3, ..found });
+        assert_eq!((report.missing, stages(&report)), (3, vec![(StageName::Clickhouse, 3)]));
+        assert_eq!(report.terms.dead_lettered, 1);
     }
 
     #[test]

@@ -99,6 +99,18 @@ pub(crate) async fn record(client: &Client, gone: &[Gone]) -> Result<(), QueryEr
 /// The statement that says of the rows of `table` (`events` or `parked_events`) for which `condition` holds that they are
 /// erased: to be run before they are deleted.
 pub(crate) fn erased(database: &str, table: &str, condition: &str) -> String {
+    if table == "dead_letters" {
+        // Events that ended there, said anew: the later word counts.
+        return format!(
+            "INSERT INTO {database}.ledger_gone SETTINGS async_insert = 0, insert_deduplicate = 0 \
+             SELECT * REPLACE ('erased' AS reason) FROM (SELECT * FROM {database}.ledger_gone FINAL \
+             WHERE reason = 'dead' AND stored = 0 AND (\
+                 (tenant_id, wal_id, wal_seq, wal_ordinal) IN \
+                     (SELECT tenant_id, wal_id, wal_seq, wal_ordinal FROM {database}.dead_letters WHERE {condition}) \
+                 OR (tenant_id, wal_id, wal_seq) IN (SELECT tenant_id, wal_id, wal_seq FROM {database}.dead_letters \
+                     WHERE ({condition}) AND form IN ('record', 'rows'))))"
+        );
+    }
     // A parked event that has gone on is counted where it is now.
     let (from, waiting) = if table == "parked_events" { ("FINAL", " AND released = 0") } else { ("", "") };
     format!(

@@ -23,9 +23,10 @@
 //!
 //! # Repeats that ClickHouse merges
 //! An event that is sent again outside of the dedup window is a second row, and one of the two is merged away later. Such a
-//! row is missing, and nothing says why. It is taken for one when there are enough rows that can have replaced those that
-//! are missing: of the same tenant, with a time of their own that lies further back than the window. The report says so
-//! (`merged`), and that it does not know better.
+//! row is missing like one that is lost, and nothing tells them apart: that would take a second copy of every event's id.
+//! So it is missed, and the report says of how many it cannot be determined which they are (`undetermined`): as many as the
+//! tenant has rows that can have replaced another, those with a time of their own that lies further back than the window.
+//! A tenant that has no such row, and most have none, loses nothing unseen and is told of nothing that is not so.
 //!
 //! # What this is not
 //! It is of one node: of the events that its log has taken in. It counts requests that were refused whole (401, 413, 429,
@@ -52,7 +53,7 @@ use crate::{
     dead_letters::{Letter, read_files},
     error_chain::chain,
     ids::TenantId,
-    wal::{StoreError, Wal},
+    wal::{Holdings, StoreError, Wal},
 };
 
 /// How often a ledger that does not balance is measured, and the pause between: longer than a page of parked events or a
@@ -84,10 +85,19 @@ pub enum LedgerError {
 /// Gives the client of ClickHouse, or says why there is none.
 pub type Connect = Arc<dyn Fn() -> Result<Client, String> + Send + Sync>;
 
+/// What is in the log.
+#[derive(Clone)]
+pub enum Log {
+    /// It is open, and moves.
+    Open(Wal),
+    /// It was read while no engine had it.
+    Read(Arc<Holdings>),
+}
+
 /// What measures. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
-    wal: Wal,
+    log: Log,
     connect: Connect,
     /// The topics of events and of parked events; none without brokers.
     topics: Vec<broker::Settings>,
@@ -115,9 +125,9 @@ impl Source for Ledger {
 }
 
 impl Ledger {
-    /// A ledger of `wal` and of the ClickHouse that `connect` gives.
-    pub fn new(wal: Wal, connect: Connect, window: Duration) -> Self {
-        Self { wal, connect, topics: Vec::new(), letters: None, window, turn: Arc::default() }
+    /// A ledger of `log` and of the ClickHouse that `connect` gives.
+    pub fn new(log: Log, connect: Connect, window: Duration) -> Self {
+        Self { log, connect, topics: Vec::new(), letters: None, window, turn: Arc::default() }
     }
 
     /// What leaves the log goes through a broker.
@@ -151,10 +161,14 @@ impl Ledger {
 
     async fn once(&self) -> Result<Report, LedgerError> {
         let client = (self.connect)().map_err(LedgerError::NotReached)?;
-        let wal = self.wal.clone();
-        let holdings = tokio::task::spawn_blocking(move || wal.holdings()).await;
-        let holdings = holdings.unwrap_or_else(|panic| Err(StoreError::Panicked(panic.to_string())));
-        let holdings = holdings.map_err(LedgerError::Wal)?;
+        let holdings = match self.log.clone() {
+            Log::Open(wal) => {
+                let counted = tokio::task::spawn_blocking(move || wal.holdings()).await;
+                let counted = counted.unwrap_or_else(|panic| Err(StoreError::Panicked(panic.to_string())));
+                Arc::new(counted.map_err(LedgerError::Wal)?)
+            }
+            Log::Read(holdings) => holdings,
+        };
         let unread = if self.topics.is_empty() { None } else { Some(self.unread().await?) };
         // Before the table: one that is delivered meanwhile counts twice, and the measurement is made again.
         let letters = self.letters().await?;
@@ -186,6 +200,13 @@ impl Ledger {
 }
 
 impl Report {
+    /// Says the name of each tenant that has one.
+    pub fn name(&mut self, name: impl Fn(TenantId) -> Option<String>) {
+        for tenant in &mut self.tenants {
+            tenant.name = name(tenant.tenant_id).filter(|name| !name.is_empty());
+        }
+    }
+
     /// What concerns one tenant.
     #[must_use]
     pub fn of(self, tenant: TenantId) -> Self {

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Report, StageName, Terms, UNKNOWN};
-use crate::{ids::TenantId, table::aligned};
+use super::{Report, StageName, TenantReport, Terms, UNKNOWN};
+use crate::table::aligned;
 
 /// A line for each tenant and one for all of them, and a sentence for each difference.
 pub fn table(report: &Report) -> String {
@@ -22,12 +22,15 @@ pub fn table(report: &Report) -> String {
             terms.erased.to_string(),
             terms.expired.to_string(),
             terms.damaged.to_string(),
-            terms.merged.to_string(),
             terms.difference().to_string(),
         ]
     };
-    let name = |tenant: TenantId| if tenant == UNKNOWN { "unknown tenant".to_owned() } else { tenant.to_string() };
-    let mut rows: Vec<_> = report.tenants.iter().map(|tenant| row(name(tenant.tenant_id), &tenant.terms)).collect();
+    let name = |tenant: &TenantReport| match (&tenant.name, tenant.tenant_id) {
+        (_, UNKNOWN) => "unknown tenant".to_owned(),
+        (Some(name), id) => format!("{name} ({id})"),
+        (None, id) => id.to_string(),
+    };
+    let mut rows: Vec<_> = report.tenants.iter().map(|tenant| row(name(tenant), &tenant.terms)).collect();
     rows.push(row("total".to_owned(), &report.total));
     let head = [
         "TENANT",
@@ -43,7 +46,6 @@ pub fn table(report: &Report) -> String {
         "ERASED",
         "EXPIRED",
         "DAMAGED",
-        "MERGED",
         "MISSING",
     ];
     let mut text = aligned(head, &rows, "");
@@ -52,14 +54,9 @@ pub fn table(report: &Report) -> String {
         writeln!(text, "{arguments}").unwrap_or(());
     };
     line(format_args!("Events since {}, up to record {} of the log.", report.since, report.cut.seq));
-    if report.total.merged > 0 {
-        line(format_args!(
-            "merged: rows that are gone, of tenants that have sent as many events late: repeats of these, or lost."
-        ));
-    }
     for tenant in &report.tenants {
         for stage in &tenant.stages {
-            let name = name(tenant.tenant_id);
+            let name = name(tenant);
             let (count, what) = (stage.missing.unsigned_abs(), if stage.missing > 0 { "missing" } else { "too many" });
             let place = match stage.stage {
                 StageName::Front => "front: between the request and the log",
@@ -68,6 +65,12 @@ pub fn table(report: &Report) -> String {
                 StageName::Clickhouse => "clickhouse: among the rows that were inserted",
             };
             line(format_args!("{name}: {count} events {what} at stage {place}"));
+            if stage.undetermined > 0 {
+                line(format_args!(
+                    "    cannot be determined: {} of them, lost or replaced by a later repeat (this tenant sends events late)",
+                    stage.undetermined
+                ));
+            }
         }
     }
     line(format_args!("{}", if report.balanced { "Balanced." } else { "It does not balance." }));

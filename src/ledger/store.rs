@@ -35,8 +35,10 @@ pub(super) struct Found {
     /// Unread in the topic.
     pub(super) in_broker: i64,
     pub(super) through_broker: bool,
+    /// Those of them whose letter is in the table no more, though its time is not over.
+    pub(super) letters_gone: i64,
     /// Most rows that later ones can have replaced.
-    pub(super) may_be_merged: i64,
+    pub(super) may_be_replaced: i64,
 }
 
 #[derive(clickhouse::Row, Deserialize)]
@@ -103,13 +105,14 @@ pub(super) async fn count(
             "left expired" => &mut found.left_expired,
             "left dropped" => &mut found.left_dropped,
             "left dead" => &mut found.dead_lettered,
+            "letters gone" => &mut found.letters_gone,
             _ => continue,
         };
         *place += events;
     }
     for (tenant, found) in &mut found {
         if found.inserted_live > found.stored + found.parked + found.erased_stored_live {
-            found.may_be_merged = asked.may_be_merged(*tenant, window).await?;
+            found.may_be_replaced = asked.may_be_replaced(*tenant, window).await?;
         }
     }
     Ok(found)
@@ -231,6 +234,19 @@ impl Asked<'_> {
                  FROM (SELECT * FROM {database}.ledger_gone FINAL) AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
                  WHERE wal_seq BETWEEN first AND till AND offset < {end} GROUP BY tenant_id, kind"
             ),
+            // A letter that something became of keeps its row. Some stand for all that is left of a record.
+            format!(
+                "SELECT tenant_id, 'letters gone' AS kind, toInt64(count()) AS events \
+                 FROM (SELECT * FROM {database}.ledger_gone FINAL \
+                     WHERE reason = 'dead' AND stored = 0 AND expires_at > {now}) AS t \
+                 INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
+                 WHERE wal_seq BETWEEN first AND till AND offset < {end} \
+                     AND (t.tenant_id, t.wal_id, wal_seq, wal_ordinal) NOT IN \
+                         (SELECT tenant_id, wal_id, wal_seq, wal_ordinal FROM {database}.dead_letters) \
+                     AND (t.tenant_id, t.wal_id, wal_seq) NOT IN \
+                         (SELECT tenant_id, wal_id, wal_seq FROM {database}.dead_letters WHERE form IN ('record', 'rows')) \
+                 GROUP BY tenant_id"
+            ),
         ];
         let mut counts = Vec::new();
         for question in questions {
@@ -241,7 +257,7 @@ impl Asked<'_> {
 
     /// Rows of `tenant` that can have replaced an earlier one of the same event: it has a time of its own, so far back that
     /// the first copy may have been received outside of the dedup window.
-    async fn may_be_merged(&self, tenant: TenantId, window: Duration) -> Result<i64, QueryError> {
+    async fn may_be_replaced(&self, tenant: TenantId, window: Duration) -> Result<i64, QueryError> {
         let Self { database, now, .. } = self;
         let late = match window.as_millis() {
             // Nothing is recognised: any row can be a repeat.

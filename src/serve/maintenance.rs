@@ -66,6 +66,21 @@ pub async fn connect(config: &Config) -> Result<Maintenance> {
     }
 }
 
+/// Connects to the ClickHouse of `config`, whose tables must be as this version needs them: nothing is brought up to date.
+///
+/// # Errors
+/// ClickHouse cannot be reached or started, or its tables are not so.
+pub async fn reach_as_it_is(config: &Config) -> Result<Maintenance> {
+    let connection = reach(config).await?;
+    match Migrator::new(connection.client.clone(), connection.template.clone()).verify().await {
+        Ok(()) => Ok(connection),
+        Err(error) => {
+            connection.stop().await;
+            Err(error).context("ClickHouse's tables are not as this version needs them")
+        }
+    }
+}
+
 /// Connects to the ClickHouse of `config`, whatever tables it has.
 ///
 /// # Errors

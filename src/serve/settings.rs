@@ -1,6 +1,6 @@
 //! From the configuration to what each part takes. No part knows the configuration; this file knows both.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -23,6 +23,10 @@ use crate::{
 /// insert that makes more than a hundred.
 const EXPIRIES_PER_INSERT: usize = 20;
 
+/// How long a start waits for the log's folder: `ledger` and `trace` hold it while they read a log that is stopped, some
+/// seconds a gigabyte.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+
 /// On a platform where a size does not fit it is as good as unlimited.
 fn size(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
@@ -43,6 +47,7 @@ pub(super) fn wal(config: &Config) -> wal::Settings {
         },
         dedup_span: config.dedup.window,
         dedup_ids: config.dedup.max_ids,
+        lock_patience: LOCK_PATIENCE,
     }
 }
 

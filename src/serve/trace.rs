@@ -1,6 +1,6 @@
 //! Asks every place that this node's configuration knows for an event.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -30,10 +30,13 @@ pub async fn trace(config: &Config, question: Question) -> Result<Report> {
     // In the order in which an event travels: one that moves on meanwhile is met further on.
     let log = blocking(config, &question, ask_log).await?;
     let topics = blocking(config, &question, ask_topics).await?;
-    let met = log.said().into_iter().flat_map(|found: &Findings| {
-        found.rows.iter().map(|row| row.row.tenant_id).chain(found.remembered.iter().map(|(tenant, _)| *tenant))
-    });
-    let met = met.chain(topics.said().into_iter().flatten().map(|row| row.row.tenant_id)).collect();
+    let mut met = tables::Elsewhere::default();
+    if let Some(found) = log.said() {
+        met.tenants.extend(found.remembered.iter().map(|(tenant, _)| *tenant));
+        met.places.extend(found.rows.iter().map(|row| (row.row.tenant_id, (row.wal_id, row.seq.0, row.ordinal))));
+    }
+    met.places.extend(topics.said().into_iter().flatten().map(|row| (row.row.tenant_id, row.origin.place())));
+    met.tenants.extend(met.places.iter().map(|(tenant, _)| *tenant));
     let letters = blocking(config, &question, ask_letters).await?;
     let tables = ask_tables(config, &question, &met).await;
     let answers = Answers { log, topics, letters, tables };
@@ -124,7 +127,7 @@ fn ask_topics(config: &Config, question: &Question) -> Asked<Vec<broker::find::I
 }
 
 /// ClickHouse, which is not changed: neither are its tables brought up to date, nor is it begun where there is none.
-async fn ask_tables(config: &Config, question: &Question, met: &BTreeSet<TenantId>) -> Asked<tables::InTables> {
+async fn ask_tables(config: &Config, question: &Question, met: &tables::Elsewhere) -> Asked<tables::InTables> {
     let path = config.clickhouse_path();
     if config.clickhouse.url.is_none() && !path.exists() {
         if config.process.roles.sink {

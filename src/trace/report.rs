@@ -52,12 +52,14 @@ pub struct OfTenant {
     pub name: Option<String>,
     /// What it has passed, the earliest first.
     pub steps: Vec<Step>,
-    /// In one word: `stored`, `parked`, `released`, `dead_letter`, `erased`, `in_topic`, `in_log` or `passed_on`.
+    /// In one word: `stored`, `parked`, `released`, `dead_letter`, `erased`, `expired`, `dropped`, `in_topic`, `in_log`,
+    /// `passed_on` (further on nobody could be asked), or `missing`.
     pub state: &'static str,
     /// Where it is, in a sentence.
     pub now: String,
 }
 
+const MISSING: &str = "missing";
 const LOG: &str = "write-ahead log";
 const TOPICS: &str = "broker";
 const TABLES: &str = "ClickHouse";
@@ -82,11 +84,18 @@ impl Report {
         list(LETTERS, words(&answers.letters));
         list(TABLES, words(&answers.tables));
 
-        let tenants: Vec<OfTenant> =
-            gathered(answers).into_iter().map(|(tenant, met)| met.report(tenant, answers, now, &name)).collect();
+        let tenants: Vec<OfTenant> = gathered(answers)
+            .into_iter()
+            .map(|(tenant, met)| met.report(tenant, question, answers, now, &name))
+            .collect();
         let found = !tenants.is_empty();
         let hints = if found { Vec::new() } else { hints(question, answers) };
         Self { event_id: question.event, found, tenants, searched, not_asked, hints }
+    }
+
+    /// Whether it is anywhere, or is nowhere for a reason that is known.
+    pub fn is_accounted_for(&self) -> bool {
+        self.tenants.iter().any(|of| of.state != MISSING)
     }
 
     /// For people.
@@ -200,12 +209,13 @@ impl Met<'_> {
     fn report(
         &self,
         tenant_id: Option<TenantId>,
+        question: &Question,
         answers: &Answers,
         now: Timestamp,
         name: impl Fn(TenantId) -> Option<String>,
     ) -> OfTenant {
         let tombstones = self.tombstones(tenant_id, answers);
-        let (state, text) = self.now(&tombstones, answers, now);
+        let (state, text) = self.now(tenant_id, &tombstones, question, answers, now);
         OfTenant { tenant_id, name: tenant_id.and_then(name), steps: self.steps(&tombstones), state, now: text }
     }
 
@@ -235,8 +245,8 @@ impl Met<'_> {
             steps.once(row.row.received_at_ms, stage);
         }
         for at_ms in &self.remembered {
-            // Where a row says so too, it says more.
-            if self.rows().next().is_none() {
+            // Where a row or a letter says so too, it says more.
+            if self.rows().next().is_none() && self.letters.iter().all(|letter| letter.accepted.is_none()) {
                 steps.once(*at_ms, Stage::Remembered);
             }
         }
@@ -279,7 +289,14 @@ impl Met<'_> {
     }
 
     /// Where it is: in one word and in a sentence. What is furthest on counts.
-    fn now(&self, tombstones: &[&Tombstone], answers: &Answers, now: Timestamp) -> (&'static str, String) {
+    fn now(
+        &self,
+        tenant: Option<TenantId>,
+        tombstones: &[&Tombstone],
+        question: &Question,
+        answers: &Answers,
+        now: Timestamp,
+    ) -> (&'static str, String) {
         let is_over = |row: &Sighted| i64::from(row.expires_at) <= now.as_second();
         if let Some(row) = self.stored.first() {
             let copies = self.copies();
@@ -335,11 +352,11 @@ impl Met<'_> {
             };
             return ("erased", format!("erased by tombstone {}{left}", tombstone.id));
         }
-        self.on_its_way(answers, is_over)
+        self.on_its_way(answers, is_over).unwrap_or_else(|| self.gone(tenant, question, answers, is_over))
     }
 
     /// Where it is when nothing behind the broker has it.
-    fn on_its_way(&self, answers: &Answers, is_over: impl Fn(&Sighted) -> bool) -> (&'static str, String) {
+    fn on_its_way(&self, answers: &Answers, is_over: impl Fn(&Sighted) -> bool) -> Option<(&'static str, String)> {
         if let Some(row) = self.in_topics.last() {
             let InTopic { topic, partition, offset, .. } = row;
             let next = match (answers.tables.failed(), is_over(&row.row)) {
@@ -347,24 +364,64 @@ impl Met<'_> {
                 (false, true) => "its retention is over, so it is not stored any more",
                 (false, false) => "waits for a sink to store it",
             };
-            return ("in_topic", format!("in topic {topic}, partition {partition}, offset {offset}; {next}"));
+            return Some(("in_topic", format!("in topic {topic}, partition {partition}, offset {offset}; {next}")));
         }
         let brokers = answers.topics.is_there();
         if let Some(row) = self.in_log.iter().rfind(|row| !row.passed_on) {
             let behind = if brokers { "the broker" } else { "ClickHouse" };
             let next = if is_over(&row.row) { "; its retention is over, so it will not be stored" } else { "" };
-            return ("in_log", format!("in this node's write-ahead log, waits for {behind}{next}"));
+            return Some(("in_log", format!("in this node's write-ahead log, waits for {behind}{next}")));
         }
         let silent = [(answers.topics.failed(), "the broker"), (answers.tables.failed(), "ClickHouse")];
         let silent: Vec<&str> = silent.into_iter().filter(|(failed, _)| *failed).map(|(_, place)| place).collect();
-        let further = if silent.is_empty() {
-            "nothing behind it has it (any more): its retention is over, it was erased or deleted, or the topic was not \
-             searched far enough back"
-                .to_owned()
-        } else {
-            format!("how far it has come is not known, {} could not be asked", silent.join(" and "))
+        (!silent.is_empty()).then(|| {
+            let further = format!("how far it has come is not known, {} could not be asked", silent.join(" and "));
+            ("passed_on", format!("passed on by this node's write-ahead log; {further}"))
+        })
+    }
+
+    /// Why nothing behind the log has it, when all were asked.
+    fn gone(
+        &self,
+        tenant: Option<TenantId>,
+        question: &Question,
+        answers: &Answers,
+        is_over: impl Fn(&Sighted) -> bool,
+    ) -> (&'static str, String) {
+        let gone = answers.tables.said().map(|found| &found.gone[..]).unwrap_or_default();
+        if let Some((_, _, reason)) = gone.iter().find(|(whose, ..)| Some(*whose) == tenant) {
+            return match &**reason {
+                "erased" => ("erased", "erased from ClickHouse, or before it was stored there".to_owned()),
+                "expired" => ("expired", "its retention was over before it could be stored".to_owned()),
+                "dropped" => ("dropped", "its plugin did not want it when it was run again".to_owned()),
+                _ => ("dead_letter", "it became a dead letter, and its letter is gone".to_owned()),
+            };
+        }
+        if let Some(until) = self.rows().filter(|row| is_over(row)).find_map(kept_until) {
+            return ("expired", format!("it has left ClickHouse, its retention was over at {until}"));
+        }
+        let remembered = self.remembered.iter().min().copied();
+        let all = answers.tables.said().map(|found| &found.tombstones[..]).unwrap_or_default();
+        let later = |tombstone: &&Tombstone| {
+            tenant.is_some_and(|tenant| tenant.0 == tombstone.tenant_id)
+                && remembered.is_some_and(|at_ms| at_ms <= tombstone.before_ms)
         };
-        ("passed_on", format!("passed on by this node's write-ahead log; {further}"))
+        let mut unless = String::new();
+        // The window knows neither of whom it was nor where it went.
+        if self.rows().next().is_none() {
+            let erasures = all.iter().filter(later).count();
+            if erasures > 0 {
+                unless = format!(", unless one of the {erasures} erasures of this tenant since then named it");
+            }
+            if answers.topics.is_there() && remembered.is_some_and(|at_ms| at_ms < question.since.as_millisecond()) {
+                unless.push_str(", unless it waits in the topic, which was not searched so far back (--since)");
+            }
+        }
+        let text = format!(
+            "passed on by this node's write-ahead log, and nothing behind it has it (any more): it was deleted by hand, or is \
+             lost{unless}; `ledger` counts what is missing"
+        );
+        (if unless.is_empty() { MISSING } else { "passed_on" }, text)
     }
 
     /// What is to be said of several rows of one id.
@@ -526,12 +583,44 @@ mod tests {
         let mut answers = nothing();
         answers.log = answered(Findings { remembered: vec![(tenant(), NOW * 1000)], ..Findings::default() });
         let (state, stages, now) = told(&answers);
-        assert_eq!((state, stages), ("passed_on", vec!["accepted"]));
-        assert!(now.contains("nothing behind it has it"), "{now}");
+        assert_eq!((state, stages), ("missing", vec!["accepted"]));
+        assert!(now.contains("deleted by hand, or is lost;"), "{now}");
+        assert!(!report(&answers).is_accounted_for());
+        answers.tables = answered(InTables {
+            tombstones: vec![Tombstone { before_ms: (NOW + 9) * 1000, ..erased("bob") }],
+            ..InTables::default()
+        });
+        let (state, _, now) = told(&answers);
+        assert!(state == "passed_on" && now.contains("unless one of the 1 erasures"), "{now}");
         (answers.topics, answers.tables) = (failed(), failed());
         assert!(told(&answers).2.contains("the broker and ClickHouse could not be asked"));
         answers.topics = Asked::Absent("none".to_owned());
         assert!(told(&answers).2.contains("not known, ClickHouse could not be asked"));
+    }
+
+    #[test]
+    fn an_event_that_has_left_is_said_to_have_left_and_why() {
+        let mut answers = nothing();
+        answers.log = answered(Findings { rows: vec![in_log(true)], ..Findings::default() });
+        assert_eq!(told(&answers).0, "missing");
+        for (reason, expected) in
+            [("erased", "erased"), ("expired", "expired"), ("dropped", "dropped"), ("dead", "dead_letter")]
+        {
+            let gone = vec![(tenant(), origin().place(), reason.to_owned())];
+            answers.tables = answered(InTables { gone, ..InTables::default() });
+            assert_eq!(told(&answers).0, expected);
+            assert!(report(&answers).is_accounted_for());
+        }
+        answers.tables = answered(InTables::default());
+        let over = Sighted { expires_at: u32::try_from(NOW - 1).unwrap(), ..row(false) };
+        answers.log = answered(Findings { rows: vec![InLog { row: over, ..in_log(true) }], ..Findings::default() });
+        assert_eq!(told(&answers).0, "expired");
+
+        // The window and a letter tell of one acceptance.
+        let mut answers = nothing();
+        answers.log = answered(Findings { remembered: vec![(tenant(), (NOW - 59) * 1000)], ..Findings::default() });
+        answers.letters = answered(vec![letter("held")]);
+        assert_eq!(told(&answers).1, ["accepted", "dead letter"]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     clickhouse::{Client, quote_identifier, quote_text},
     erasure::Tombstone,
     ids::{TenantId, WalId},
-    row::{Origin, Sighted, sent_ids},
+    row::{Origin, Place, Sighted, sent_ids},
 };
 
 /// An index finds an event in the parts that have it; one from before the index is looked for in all of them.
@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_mins(5);
 const MOST: usize = 1000;
 
 /// The tables that are asked, as far as they are there.
-const TABLES: [&str; 4] = ["events", "parked_events", "dead_letters", "erasures"];
+const TABLES: [&str; 5] = ["events", "parked_events", "dead_letters", "erasures", "ledger_gone"];
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +38,8 @@ pub struct InTables {
     pub letters: Vec<Letter>,
     /// What was erased of the tenants that matter here.
     pub tombstones: Vec<Tombstone>,
+    /// Why rows that were met elsewhere are in no table: whose, where it entered, and the reason as the ledger has it.
+    pub gone: Vec<(TenantId, Place, String)>,
 }
 
 /// A row of `events` or `parked_events`.
@@ -129,11 +131,31 @@ struct FoundLetter {
     ordinal: u32,
 }
 
-/// Asks for the event of `question`. `tenants` are those for which it was met elsewhere: what was erased of them matters too.
+#[derive(clickhouse::Row, Deserialize)]
+struct FoundGone {
+    #[serde(with = "clickhouse::serde::uuid")]
+    tenant: Uuid,
+    #[serde(with = "clickhouse::serde::uuid")]
+    log: Uuid,
+    seq: u64,
+    ordinal: u32,
+    why: String,
+}
+
+/// Where the event was met elsewhere.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Elsewhere {
+    /// Whose it is: what was erased of them matters too.
+    pub tenants: BTreeSet<TenantId>,
+    /// Where its rows entered.
+    pub places: BTreeSet<(TenantId, Place)>,
+}
+
+/// Asks for the event of `question`.
 ///
 /// # Errors
 /// ClickHouse's.
-pub async fn ask(client: &Client, question: &Question, tenants: &BTreeSet<TenantId>) -> Result<InTables> {
+pub async fn ask(client: &Client, question: &Question, elsewhere: &Elsewhere) -> Result<InTables> {
     let database = quote_identifier(client.database());
     let names: Vec<String> = TABLES.iter().map(|name| quote_text(name)).collect();
     let sql = format!(
@@ -176,7 +198,7 @@ pub async fn ask(client: &Client, question: &Question, tenants: &BTreeSet<Tenant
         found.letters = rows.into_iter().map(Letter::from).collect();
     }
     let rows = found.stored.iter().chain(&found.parked).map(|row| row.row.tenant_id);
-    let tenants: BTreeSet<TenantId> = rows.chain(tenants.iter().copied()).chain(question.tenant).collect();
+    let tenants: BTreeSet<TenantId> = rows.chain(elsewhere.tenants.iter().copied()).chain(question.tenant).collect();
     if found.asked.contains("erasures") && !tenants.is_empty() {
         let tenants: Vec<String> = tenants.iter().map(|tenant| format!("'{tenant}'")).collect();
         let sql = format!(
@@ -185,6 +207,20 @@ pub async fn ask(client: &Client, question: &Question, tenants: &BTreeSet<Tenant
             tenants.join(", ")
         );
         found.tombstones = client.fetch(&sql).await.context("table erasures")?;
+    }
+    if found.asked.contains("ledger_gone") && !elsewhere.places.is_empty() {
+        let places = elsewhere.places.iter().take(MOST);
+        let places: Vec<String> = places
+            .map(|(tenant, (log, seq, ordinal))| format!("(toUUID('{tenant}'), toUUID('{log}'), {seq}, {ordinal})"))
+            .collect();
+        let sql = format!(
+            "SELECT tenant_id AS tenant, wal_id AS log, wal_seq AS seq, wal_ordinal AS ordinal, toString(reason) AS why \
+             FROM {database}.ledger_gone FINAL WHERE (tenant_id, wal_id, wal_seq, wal_ordinal) IN ({})",
+            places.join(", ")
+        );
+        let gone: Vec<FoundGone> = client.fetch(&sql).await.context("table ledger_gone")?;
+        let place = |gone: FoundGone| (TenantId(gone.tenant), (WalId(gone.log), gone.seq, gone.ordinal), gone.why);
+        found.gone = gone.into_iter().map(place).collect();
     }
     Ok(found)
 }

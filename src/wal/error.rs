@@ -37,6 +37,17 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// It is only to be read, and needs to be mended first.
+    #[error(
+        "the write-ahead log in {} cannot be read without changing it: {what}; start the engine, which mends it, and ask again",
+        path.display()
+    )]
+    Unread {
+        /// The log's folder.
+        path: PathBuf,
+        /// What is to be mended.
+        what: &'static str,
+    },
     /// The storage engine refused, and its files could not be salvaged either.
     #[error("write-ahead log: the storage engine does not open")]
     Store(#[source] StoreError),

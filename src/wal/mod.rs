@@ -151,6 +151,8 @@ pub struct Settings {
     pub dedup_span: Duration,
     /// How many ids are remembered at most, 40 bytes of memory each; zero: none.
     pub dedup_ids: usize,
+    /// How long an open waits for whoever has the folder: a command that reads a log that is stopped, or an engine that ends.
+    pub lock_patience: Duration,
 }
 
 impl Settings {
@@ -166,6 +168,7 @@ impl Settings {
             durability: Durability::Fsync,
             dedup_span: Duration::from_mins(15),
             dedup_ids: 5_000_000,
+            lock_patience: Duration::ZERO,
         }
     }
 
@@ -445,6 +448,15 @@ impl Wal {
     /// The storage engine's.
     pub fn holdings(&self) -> Result<Holdings, StoreError> {
         holdings::count(&self.shared)
+    }
+
+    /// The same of a log that no engine has open; none when there is no log. Blocks. Changes nothing in its folder, which
+    /// is locked meanwhile.
+    ///
+    /// # Errors
+    /// [`OpenError::Lock`] when an engine has it, [`OpenError::Unread`] when an engine must open it first.
+    pub fn holdings_in(settings: &Settings) -> Result<Option<Holdings>, OpenError> {
+        holdings::in_closed_log(settings)
     }
 
     /// The log in numbers.

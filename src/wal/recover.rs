@@ -5,7 +5,6 @@ use std::{
     fs,
     path::Path,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
 };
 
 use rand::RngCore as _;
@@ -46,7 +45,7 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         let path = path.to_owned();
         move |source| OpenError::Io { action, path, source }
     };
-    let lock = FolderLock::acquire(&settings.dir, Duration::ZERO)?;
+    let lock = FolderLock::acquire(&settings.dir, settings.lock_patience)?;
     let root = settings.root();
     fs::create_dir_all(&root).map_err(io("create", &root))?;
     if let Some(parent) = settings.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -64,6 +63,7 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     let mut gaps = Vec::new();
 
     let mut generations = VecDeque::new();
+    let mut cut = None;
     for &ordinal in &ordinals {
         if ordinal < marks.oldest {
             remove(&root, ordinal);
@@ -71,9 +71,14 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         }
         let generation = match Generation::from_seal(&root, ordinal) {
             Some(sealed) => sealed,
+            None if lost_marks => {
+                cut = cut_off(&Generation::new(&root, ordinal, 0).dir)?;
+                settle(settings, &root, ordinal, &marks, metrics, &mut gaps)?
+            }
             None => settle(settings, &root, ordinal, &marks, metrics, &mut gaps)?,
         };
         if generation.is_empty() {
+            tracing::info!(ordinal, "a generation of the write-ahead log holds nothing: it is removed");
             generation.close();
             remove(&root, ordinal);
             continue;
@@ -95,10 +100,14 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         generations.push_back(Arc::new(generation));
     }
     let window = window_of(settings, &generations, &marks, metrics, &mut gaps)?;
+    gaps.extend(name_missing(settings, &mut generations, &marks, &ordinals, metrics));
+    if !matches!(found, Found::Marks(_)) {
+        let last = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
+        gaps.extend(name_tail(last, cut, booked_through, metrics));
+    }
     // What is done may go, once it is counted on disk.
     let seen = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
-    let missing = name_missing(&generations, &marks, &ordinals, metrics);
-    books.lose(booked_through, &gaps.into_iter().chain(missing).collect::<Vec<_>>());
+    books.lose(booked_through, &gaps);
     if save_tally(&settings.dir, &mut tally, seen) && save_books(&settings.dir, &mut books) {
         while let Some(finished) = generations.pop_front_if(|generation| generation.last() <= marks.done) {
             finished.close();
@@ -170,7 +179,7 @@ fn marks_of(found: &Found, ordinals: &[u64]) -> Result<(Marks, bool), OpenError>
 }
 
 /// Finds out what a generation without a seal holds (the process that wrote it did not end cleanly), and seals it.
-fn settle(
+pub(super) fn settle(
     settings: &Settings,
     root: &Path,
     ordinal: u64,
@@ -193,7 +202,10 @@ fn settle(
     };
     let from = first.max(marks.done + 1);
     let generation = Generation::new(root, ordinal, first);
-    if from > committed && valid.last().is_none_or(|last| last < from) && !generation.dir.join("db").exists() {
+    // The marks on disk name a generation before its first record is written: a start that failed may have left it half-made.
+    let is_new = (marks.active > 0 && ordinal >= marks.active) || !generation.dir.join("db").exists();
+    let traces = || salvage::has_traces(&generation.dir).map_err(StoreError::io("read the files of a generation"));
+    if is_new && from > committed && !traces().map_err(OpenError::Store)? {
         return Ok(generation);
     }
     let check = Check { generation: &generation, engine, from, to: committed };
@@ -298,7 +310,7 @@ const RECOUNT_RECORDS: usize = 4096;
 const RECOUNT_BYTES: usize = 4 << 20;
 
 /// Shows every intact record of a generation from `from` on to `each`; gives its database.
-fn look(
+pub(super) fn look(
     settings: &Settings,
     generation: &Generation,
     from: u64,
@@ -329,7 +341,7 @@ fn look(
 }
 
 /// Closes a database that was only looked at.
-fn close(db: sled::Db) -> Result<(), OpenError> {
+pub(super) fn close(db: sled::Db) -> Result<(), OpenError> {
     let dropped = guarded(|| {
         drop(db);
         Ok(())
@@ -417,39 +429,115 @@ fn window_secret(dir: &Path) -> Result<[u8; 32], OpenError> {
     }
 }
 
-/// Names generations whose whole folder is gone; gives what is lost with them.
+/// Generations whose whole folder is gone: ordinal, first and last record. `there` are the others, with the same.
+pub(super) fn missing_between(
+    there: &BTreeMap<u64, (u64, u64)>,
+    marks: &Marks,
+    ordinals: &[u64],
+) -> Vec<(u64, u64, u64)> {
+    let mut missing = Vec::new();
+    if marks.oldest == 0 {
+        return missing;
+    }
+    // Of several in a row nobody knows where one ended: all of it is the first one's.
+    let mut named = marks.done;
+    for ordinal in marks.oldest..=marks.active {
+        if ordinals.contains(&ordinal) {
+            continue;
+        }
+        let before = there.range(..ordinal).next_back().map_or(marks.done, |(_, (_, last))| *last);
+        let after = there.range(ordinal..).next().map_or(marks.committed, |(_, (first, _))| first - 1);
+        let first = before.max(named) + 1;
+        if first <= after {
+            missing.push((ordinal, first, after));
+            named = after;
+        }
+    }
+    missing
+}
+
+/// Names generations whose whole folder is gone, and puts an empty one in the place of each, which says what is lost with
+/// it, so that it is said once; gives what is lost.
 fn name_missing(
-    generations: &VecDeque<Arc<Generation>>,
+    settings: &Settings,
+    generations: &mut VecDeque<Arc<Generation>>,
     marks: &Marks,
     ordinals: &[u64],
     metrics: &Metrics,
 ) -> Vec<(u64, u64)> {
-    let there: BTreeMap<u64, &Arc<Generation>> =
-        generations.iter().map(|generation| (generation.ordinal, generation)).collect();
-    let newest = marks.active;
-    let mut gaps = Vec::new();
-    if marks.oldest == 0 {
-        return gaps;
-    }
-    for ordinal in marks.oldest..=newest {
-        if ordinals.contains(&ordinal) {
-            continue;
-        }
-        let after = there.range(ordinal..).next().map_or(marks.committed, |(_, generation)| generation.first - 1);
-        let before = there.range(..ordinal).next_back().map_or(marks.done, |(_, generation)| generation.last());
-        let first = before.max(marks.done) + 1;
-        if first > after {
-            continue;
-        }
+    let there =
+        generations.iter().map(|generation| (generation.ordinal, (generation.first, generation.last()))).collect();
+    let missing = missing_between(&there, marks, ordinals);
+    for &(ordinal, first, last) in &missing {
         metrics.error("wal");
-        metrics.wal_damaged_records.inc_by(after + 1 - first);
+        metrics.wal_damaged_records.inc_by(last + 1 - first);
         tracing::error!(
             generation = ordinal,
             first,
-            last = after,
+            last,
             "a generation of the write-ahead log is missing: its records are lost"
         );
-        gaps.push((first, after));
+        let stand_in = Generation::new(&settings.root(), ordinal, first);
+        stand_in.lost.lock().append_range(first, last);
+        stand_in.publish(last);
+        let made = stand_in.create(settings.engine()).map(drop);
+        stand_in.close();
+        match made.and_then(|()| stand_in.seal().map_err(StoreError::io("seal it"))) {
+            Ok(()) => {
+                let place = generations.partition_point(|other| other.ordinal < ordinal);
+                generations.insert(place, Arc::new(stand_in));
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(error, "nothing stands in its place: the next start will say and count the same again");
+                // Not a generation without a seal, which would be taken for another kind of damage.
+                fs::remove_dir_all(&stand_in.dir).ok();
+            }
+        }
     }
-    gaps
+    missing.into_iter().map(|(_, first, last)| (first, last)).collect()
+}
+
+/// The record with which the files of a generation break off, if one does.
+fn cut_off(dir: &Path) -> Result<Option<u64>, OpenError> {
+    let mut cut: Option<u64> = None;
+    let found = salvage::search(dir, |piece| {
+        if let salvage::Piece::Cut(seq) = piece {
+            cut = Some(cut.map_or(seq, |other| other.min(seq)));
+        }
+        Ok(())
+    });
+    found.map_err(OpenError::Store)?;
+    Ok(cut)
+}
+
+/// Without the marks nobody knows how far the log went. Says what can be said of its end; gives what is lost for certain.
+fn name_tail(last: u64, cut: Option<u64>, booked: u64, metrics: &Metrics) -> Option<(u64, u64)> {
+    if let Some(seq) = cut.filter(|seq| *seq > last) {
+        metrics.error("wal");
+        tracing::error!(
+            last_intact = last,
+            cut_off = seq,
+            "the write-ahead log breaks off in the middle of a record: it and any that came after it are gone; without the \
+             marks it is not known how many there were, and whether they were acknowledged"
+        );
+    }
+    // Generations go from the oldest on, so that nothing behind one that is there was done and removed.
+    let lost = (last > 0 && last < booked).then_some((last + 1, booked));
+    if let Some((first, last)) = lost {
+        metrics.error("wal");
+        metrics.wal_damaged_records.inc_by(last + 1 - first);
+        tracing::error!(
+            first,
+            last,
+            "the end of the write-ahead log is missing: records that are in its books are lost"
+        );
+    } else if last == 0 && booked > 0 {
+        tracing::error!(
+            booked,
+            "none of the records in the books is in the write-ahead log: without the marks it is not known whether they were \
+             passed on or are lost"
+        );
+    }
+    lost
 }

@@ -41,6 +41,16 @@ fn temporary(dir: &Path) -> PathBuf {
     dir.with_extension("salvage")
 }
 
+/// Whether [`resume`] has something to do.
+pub(super) fn is_interrupted(root: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(root)? {
+        if entry?.path().extension().is_some_and(|extension| extension == "salvage") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Ends or undoes a salvage that a crash interrupted.
 pub(super) fn resume(root: &Path) -> io::Result<()> {
     for entry in fs::read_dir(root)? {
@@ -80,6 +90,7 @@ pub(super) fn salvage(generation: &Generation, engine: Engine, aside: &Path, to:
             target.unknown += 1;
             Ok(())
         }
+        Piece::Cut(_) => Ok(()),
     })?;
     target.write()?;
     let Target { db, found, unknown, .. } = target;
@@ -111,6 +122,8 @@ pub(super) enum Piece<'a> {
     Record(u64, &'a [u8]),
     /// Bytes that begin like a record of another format version.
     Unknown,
+    /// A record that the end of its file cuts off, and which sequence it says that it has.
+    Cut(u64),
 }
 
 /// Shows everything that is intact in the files of the generation in `dir` to `each`, in no order. Only reads.
@@ -125,6 +138,32 @@ pub(super) fn search(dir: &Path, mut each: impl FnMut(Piece<'_>) -> Result<(), S
         }
     }
     Ok(())
+}
+
+/// Whether anything in the files of the generation in `dir` looks like a record, intact or not.
+pub(super) fn has_traces(dir: &Path) -> io::Result<bool> {
+    let blobs = match fs::read_dir(dir.join("blobs")) {
+        Ok(mut blobs) => blobs.next().is_some(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    let mut file = match File::open(dir.join("db")) {
+        _ if blobs => return Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    let mut window = Vec::with_capacity(WINDOW);
+    loop {
+        let more = (&mut file).take(WINDOW as u64).read_to_end(&mut window)?;
+        if memchr::memmem::find(&window, &MAGIC).is_some() {
+            return Ok(true);
+        }
+        if more == 0 {
+            return Ok(false);
+        }
+        // The magic may begin in the last bytes.
+        window.drain(..window.len().saturating_sub(MAGIC.len() - 1));
+    }
 }
 
 /// Finds every intact record of `file`, a window at a time; a record that a window cuts is read again with the next.
@@ -159,6 +198,12 @@ fn scan(
             }
             // A damaged length may claim up to 64 MiB; then the window grows so far once, and no further.
             Err(DamagedRecord::Short { .. }) if !end_of_file => return Ok(at),
+            Err(DamagedRecord::Short { .. }) => {
+                if let Some((_, _, seq, _)) = record::claimed(bytes) {
+                    each(Piece::Cut(seq))?;
+                }
+                at += 1;
+            }
             Err(DamagedRecord::Version(_)) => {
                 each(Piece::Unknown)?;
                 at += 1;

@@ -1,8 +1,18 @@
 //! Every event is somewhere, the ledger knows where, and says when one is not.
 
-use std::{fs, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use ingestion_engine::{
+    folder_lock::FolderLock,
     health::Health,
     ids::{EventId, TenantId},
     metrics::Metrics,
@@ -37,8 +47,24 @@ fn ledger(setup: &Setup) -> (Value, bool) {
 fn balanced(setup: &Setup) -> Value {
     let (report, success) = ledger(setup);
     assert!(success && report["balanced"] == true, "{report:#}");
-    assert_eq!(difference(&report["total"]), 0, "{report:#}");
+    assert_eq!((difference(&report["total"]), &report["missing"]), (0, &json!(0)), "{report:#}");
     report
+}
+
+/// Every file of the log in the home of an engine, but that of its lock.
+fn log_files(home: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![home.join("data/wal")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.file_name().unwrap() != "LOCK" {
+                files.insert(path.clone(), fs::read(path).unwrap());
+            }
+        }
+    }
+    files
 }
 
 /// The same once nothing is on its way.
@@ -69,7 +95,7 @@ fn is_missing(stage: &str, events: i64) -> Vec<(String, String, i64)> {
     vec![(TENANT.to_owned(), stage.to_owned(), events)]
 }
 
-const TERMS: [&str; 12] = [
+const TERMS: [&str; 11] = [
     "rejected",
     "dropped",
     "duplicate",
@@ -81,7 +107,6 @@ const TERMS: [&str; 12] = [
     "erased",
     "expired",
     "damaged",
-    "merged",
 ];
 
 fn difference(terms: &Value) -> i64 {
@@ -129,7 +154,9 @@ fn it_balances_under_load_and_across_kill_9_and_a_clean_restart() {
     }
     engine.kill();
     let mut sent = load.stop();
+    let log = log_files(home.path());
     let stopped = balanced(&setup);
+    assert!(log_files(home.path()) == log, "it was only looked at");
     let received = stopped["total"]["received"].as_u64().unwrap();
     assert!(received >= sent.acknowledged.len() as u64, "{} acknowledged: {stopped:#}", sent.acknowledged.len());
 
@@ -271,6 +298,89 @@ fn a_row_that_is_gone_is_missed() {
     assert!(text.contains(&format!("{TENANT}: 1 events missing at stage clickhouse")), "{text}");
 }
 
+#[test]
+fn a_row_of_imported_history_that_is_gone_is_missed_and_so_is_one_that_a_repeat_replaced() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    fs::write(setup.tenants_file(), tenant_section(TENANT, &[KEY], "name = \"acme\"")).unwrap();
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    let three_days_ago = jiff::Timestamp::now().as_second() - 3 * 86_400;
+    let timestamp = jiff::Timestamp::from_second(three_days_ago).unwrap().to_string();
+    let ids: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
+    let event = |id: &Uuid| json!({"id": id, "type": "pageview", "path": "/", "timestamp": timestamp});
+    assert_eq!(engine.ingest(json!(ids.iter().map(event).collect::<Vec<_>>()).to_string()).status, 200);
+    clickhouse.wait_for("SELECT count() FROM overwatch.events", "20");
+    let report = settled(&setup);
+    assert_eq!((&report["tenants"][0]["name"], &report["undetermined"]), (&json!("acme"), &json!(0)), "{report:#}");
+    clickhouse.query(&format!("DELETE FROM overwatch.events WHERE event_id = '{}'", ids[7]));
+    assert_eq!(missing(&setup), is_missing("clickhouse", 1));
+    let report = ledger(&setup).0;
+    assert_eq!((&report["missing"], &report["undetermined"]), (&json!(1), &json!(1)), "{report:#}");
+    assert_eq!(report["tenants"][0]["stages"][0]["undetermined"], 1, "{report:#}");
+    let (status, text) = setup.run("ledger");
+    assert_eq!(status.code(), Some(1), "{text}");
+    let line = format!("acme ({TENANT}): 1 events missing at stage clickhouse");
+    assert!(text.contains(&line) && text.contains("cannot be determined: 1 of them"), "{text}");
+}
+
+#[test]
+fn a_dead_letter_that_is_deleted_by_hand_is_missed_and_one_that_is_erased_is_not() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    send(&engine, 1);
+    clickhouse.wait_for("SELECT count() FROM overwatch.events", "1");
+    clickhouse.query("ALTER TABLE overwatch.events ADD CONSTRAINT no_evil CHECK name != 'evil'");
+    let evil = |user: &str| json!({"type": "custom", "name": "evil", "user_id": user});
+    assert_eq!(engine.ingest(json!([evil("ann"), evil("bob"), evil("bob")]).to_string()).status, 200);
+    clickhouse.wait_for("SELECT count() FROM overwatch.dead_letters", "3");
+    assert_eq!(terms(&settled(&setup), TENANT), json!({"received": 4, "stored": 1, "dead_lettered": 3}));
+    let (status, text) = setup.run("erase --user ann");
+    assert!(status.success(), "{text}");
+    let after = json!({"received": 4, "stored": 1, "dead_lettered": 2, "erased": 1});
+    assert_eq!(terms(&balanced(&setup), TENANT), after);
+    let (status, text) = setup.run(&format!("dead-letters drop --tenant {TENANT}"));
+    assert!(status.success(), "{text}");
+    assert_eq!(terms(&balanced(&setup), TENANT), after, "what was dropped is a letter that was dropped");
+    clickhouse.query("ALTER TABLE overwatch.dead_letters DELETE WHERE user_id = 'bob' SETTINGS mutations_sync = 2");
+    assert_eq!(missing(&setup), is_missing("clickhouse", 2));
+}
+
+#[test]
+fn a_ledger_that_cannot_be_measured_is_no_ledger_that_does_not_balance() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let is_2 = |setup: &Setup, part: &str| {
+        let (status, text) = setup.run("ledger");
+        assert!(status.code() == Some(2) && text.contains(part), "{status:?} {text}");
+    };
+    is_2(&setup, "there is no write-ahead log");
+    assert!(!home.path().join("data/wal").exists() && !home.path().join("data/clickhouse").exists());
+    is_2(&Setup::new(home.path()).config("[no]\nsuch = 1"), "no");
+    let mut engine = setup.start();
+    eventually("all is up", || engine.get("/health").json()["status"] == "up");
+    send(&engine, 3);
+    engine.kill();
+    is_2(
+        &Setup::new(home.path()).env("INGESTION_CLICKHOUSE_URL", "http://127.0.0.1:9"),
+        "ClickHouse cannot be reached",
+    );
+    let lock = FolderLock::acquire(&home.path().join("data/wal"), Duration::from_secs(10)).unwrap();
+    is_2(&setup, &format!("pid {}", std::process::id()));
+
+    // As while a ledger reads: an engine that starts waits, and says for whom.
+    let mut child = setup.command("serve").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let waits = lines.find(|line| line.contains("waiting for the lock of a folder")).unwrap();
+    assert!(waits.contains(&format!("pid {}", std::process::id())), "{waits}");
+    drop(lock);
+    lines.find(|line| line.contains("api listening")).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 /// An engine whose events stay in its log: ClickHouse takes no insert, but answers.
 fn held_up(home: &Path) -> (Setup, Engine, Server, FaultProxy) {
     let server = Server::start(&home.join("clickhouse"));
@@ -313,7 +423,10 @@ fn a_record_of_the_log_that_is_gone_is_missed() {
     assert_eq!(terms(&report, TENANT), json!({"received": 23, "in_wal": 23}));
     assert!(engine.terminate().success());
     lose_second_record(home.path());
+    let log = log_files(home.path());
     assert_eq!(missing(&setup), is_missing("wal", 7));
+    assert!(setup.run("ledger").1.contains("records 2 cannot be read. It was left as it is"));
+    assert!(log_files(home.path()) == log && !home.path().join("data/wal-damaged").exists());
     let _engine = setup.start();
     assert_eq!(missing(&setup), is_missing("wal", 7));
     proxy.set(Fault::None);
@@ -415,6 +528,8 @@ fn a_record_that_is_gone_before_it_was_relayed_is_missed_in_the_log() {
     for events in [5, 7, 11] {
         send(&engine, events);
     }
+    // Which comes after the tables.
+    eventually("the tables are there", || engine.component("erasures")["state"] == "up");
     engine.terminate();
     lose_second_record(home.path());
     let _broker = Tansu::start_on(address, address);

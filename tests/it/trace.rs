@@ -291,6 +291,36 @@ fn what_was_erased_and_what_is_a_dead_letter_is_told() {
 }
 
 #[test]
+fn an_event_whose_row_was_deleted_by_hand_is_said_to_be_missing() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::of_two_tenants(home.path());
+    let mut engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    let (deleted, erased) = (Uuid::now_v7(), Uuid::now_v7());
+    send(&engine, "one", &[deleted]);
+    send(&engine, "two", &[erased]);
+    clickhouse.wait_for("SELECT count() FROM overwatch.events", "2");
+    clickhouse.query(&format!("DELETE FROM overwatch.events WHERE event_id = '{deleted}'"));
+    let (status, text) = setup.run(&format!("erase --tenant {TWO} --user ann"));
+    assert!(status.success(), "{text}");
+    eventually("the log lets go of it", || engine.metric_or_zero("ingestion_wal_records") == 0);
+    for stopped in [false, true] {
+        if stopped {
+            engine.terminate();
+        }
+        let (code, report, errors) = run(&setup, &format!("{deleted} --json"));
+        let report: Value = serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error}: {report} {errors}"));
+        assert_eq!(code, 1, "{report}");
+        is(&journey(&report), "missing", &["accepted"]);
+        assert!(report["tenants"][0]["now"].as_str().unwrap().contains("deleted by hand, or is lost"), "{report}");
+        let (_, report, _) = run(&setup, &format!("{erased} --json"));
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let now = report["tenants"][0]["now"].as_str().unwrap();
+        assert!(now.contains("erased by") || now.contains("unless one of the 1 erasures"), "{report}");
+    }
+}
+
+#[test]
 fn an_id_that_is_nowhere_and_one_that_is_none() {
     let home = tempfile::tempdir().unwrap();
     let setup = Setup::of_two_tenants(home.path());

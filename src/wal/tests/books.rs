@@ -1,9 +1,11 @@
 //! The books through crashes: what stands beside records, what waits for them, and what damage does.
 
-use super::{model::image, *};
+use std::{collections::BTreeMap, path::PathBuf};
+
+use super::{model::image, window::small, *};
 use crate::wal::{
     books::{Books, NAME},
-    record::MAGIC,
+    record::{MAGIC, check},
 };
 
 const ONE: TenantId = TenantId(Uuid::from_u128(7));
@@ -107,4 +109,71 @@ async fn a_record_that_is_lost_is_missed_or_said_to_be_nobodys() {
         assert_eq!(holdings.events, [(ONE, 2)].into());
         rig.wal.close().await.unwrap();
     }
+}
+
+/// Every file of a log but that of its lock.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.file_name().unwrap() != "LOCK" {
+                let bytes = std::fs::read(&path).unwrap();
+                files.insert(path, bytes);
+            }
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn a_closed_log_is_counted_as_the_next_open_would_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Wal::holdings_in(&small(dir.path())).unwrap().is_none());
+    let rig = open(small(dir.path()));
+    let mut last = WalSeq(0);
+    for tag in 0..40 {
+        last = rig.wal.append_of(large(tag, 10, 30_000), intake(12, 1, 1)).await.unwrap().last;
+    }
+    assert!(generations(dir.path()).len() > 1);
+    rig.wal.truncate_through(WalSeq(last.0 - 300));
+    eventually("the mark is written", || {
+        crate::wal::meta::MetaFile::peek(&dir.path().join("wal")).unwrap().unwrap().done == last.0 - 300
+    })
+    .await;
+    let held = Wal::holdings_in(&small(dir.path())).unwrap_err();
+    assert!(matches!(held, OpenError::Lock(_)), "{held}");
+    let killed = image(dir.path());
+    rig.wal.close().await.unwrap();
+    for folder in [&killed, &dir] {
+        for damage in [false, true] {
+            if damage {
+                // Every copy of the last record.
+                let db = generations(folder.path()).pop().unwrap().join("db");
+                let mut bytes = std::fs::read(&db).unwrap();
+                let seq_at = |at: usize| check(&bytes[at..]).map_or(0, |(seq, _)| seq);
+                let places: Vec<_> = memchr::memmem::find_iter(&bytes, &MAGIC).collect();
+                let seq = places.iter().map(|at| seq_at(*at)).max().unwrap();
+                let places: Vec<_> = places.into_iter().filter(|at| seq_at(*at) == seq).collect();
+                places.into_iter().for_each(|at| bytes[at] ^= 1);
+                std::fs::write(&db, bytes).unwrap();
+            }
+            let before = files(folder.path());
+            let closed = Wal::holdings_in(&small(folder.path())).unwrap().unwrap();
+            assert_eq!(before, files(folder.path()), "nothing is changed");
+            assert_eq!(closed.unreadable.is_empty(), !damage, "{:?}", closed.unreadable);
+            let copy = image(folder.path());
+            let rig = open(small(copy.path()));
+            // The first count may find damage that no open has seen, and the second is of it.
+            rig.wal.holdings().unwrap();
+            let closed = Holdings { unreadable: Vec::new(), ..closed };
+            assert_eq!(closed, rig.wal.holdings().unwrap(), "damage: {damage}");
+            rig.wal.close().await.unwrap();
+        }
+    }
+    std::fs::remove_file(dir.path().join("wal/meta")).unwrap();
+    let error = Wal::holdings_in(&small(dir.path())).unwrap_err();
+    assert!(error.to_string().contains("start the engine, which mends it"), "{error}");
 }

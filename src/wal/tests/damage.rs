@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, fs, io::Write, os::unix::fs::FileExt, path::PathBuf};
 
+use super::fixtures::Said;
 use super::*;
 use crate::{
     ids::WalSeq,
-    wal::record::{HEADER_LEN, MAGIC, check},
+    wal::{
+        meta::MetaFile,
+        record::{HEADER_LEN, MAGIC, check},
+    },
 };
 
 const RECORDS: u64 = 400;
@@ -373,4 +377,66 @@ async fn a_salvage_that_was_interrupted_is_done_again_or_finished() {
     fs::rename(&folders[1], folders[1].with_extension("salvage")).unwrap();
     delivers(dir.path(), &everything(), false).await;
     assert!(!begun.exists());
+}
+
+#[tokio::test]
+async fn a_generation_that_was_begun_and_not_made_is_tidied_up() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let closed = generations(dir.path()).len();
+    // As a start leaves it that fails on a full disk: the marks name it, and its files are not whole.
+    let next = MetaFile::peek(&dir.path().join("wal")).unwrap().unwrap().active + 1;
+    let half = dir.path().join(format!("wal/log/{next:020}"));
+    fs::create_dir_all(half.join("blobs")).unwrap();
+    fs::write(half.join("db"), [0; 4096]).unwrap();
+    let said = Said::default();
+    let listening = said.listen();
+    let rig = open(small(dir.path()));
+    drop(listening);
+    let text = said.text();
+    assert!(text.contains("holds nothing: it is removed") && !text.contains("ERROR"), "{text}");
+    assert_eq!(rig.metrics.wal_damaged_records.get(), 0);
+    assert!(!dir.path().join("wal-damaged").exists());
+    assert_eq!(generations(dir.path()).len(), closed + 1);
+    rig.wal.close().await.unwrap();
+    assert_eq!(delivered(dir.path()).await.0.len() as u64, RECORDS);
+}
+
+#[tokio::test]
+async fn generations_that_are_missing_are_counted_once_also_several_in_a_row() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let folders = generations(dir.path());
+    let (before, after) = (intact(&folders[0].join("db")), intact(&folders[folders.len() - 1].join("db")));
+    for folder in &folders[1..folders.len() - 1] {
+        fs::remove_dir_all(folder).unwrap();
+    }
+    let lost = after.first().unwrap() - before.last().unwrap() - 1;
+    for counted in [lost, 0] {
+        let (seqs, rig) = delivered_again(dir.path()).await;
+        assert_eq!(rig.metrics.wal_damaged_records.get(), counted);
+        assert_eq!(rig.wal.holdings().unwrap().missing, lost);
+        assert_eq!(seqs.iter().filter(|seq| **seq <= RECORDS).count() as u64, RECORDS - lost);
+        rig.wal.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_is_gone_with_the_marks_is_missed_by_the_books() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let mut folders = generations(dir.path());
+    fs::remove_dir_all(folders.pop().unwrap()).unwrap();
+    fs::remove_file(dir.path().join("wal/meta")).unwrap();
+    let lost = RECORDS - intact(&folders.pop().unwrap().join("db")).last().unwrap();
+    let said = Said::default();
+    let listening = said.listen();
+    let rig = open(small(dir.path()));
+    drop(listening);
+    let text = said.text();
+    assert!(
+        text.contains("marks are damaged or missing") && text.contains("the end of the write-ahead log is missing")
+    );
+    assert_eq!((rig.metrics.wal_damaged_records.get(), rig.wal.holdings().unwrap().missing), (lost, lost));
+    rig.wal.close().await.unwrap();
 }

@@ -1,6 +1,6 @@
 //! `ingestion-engine`: reads the command line and the configuration, starts what they ask for, waits for its end.
 
-use std::{collections::BTreeMap, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use ingestion_engine::{
@@ -98,14 +98,20 @@ fn load(cli: &Cli) -> Result<Config, ExitCode> {
     Ok(config)
 }
 
+/// How long threads may take to end after their node has.
+const LAST_THREADS: Duration = Duration::from_secs(5);
+
 /// Runs the node until it ends by itself or SIGTERM or SIGINT asks it to.
 fn run(config: Config, purpose: Purpose) -> Result<()> {
     let runtime = runtime()?;
     let stop = CancellationToken::new();
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         stop_on_signal(stop.clone())?;
         serve::run(config, purpose, stop).await
-    })
+    });
+    // A thread that waits for something that is away does not keep the process: what it had in hand is on disk.
+    runtime.shutdown_timeout(LAST_THREADS);
+    ended
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {

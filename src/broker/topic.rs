@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BrokerError, Carries, ClientEvents, MESSAGE_OVERHEAD, Settings, Severity, Status};
 use crate::error_chain::chain;
 
-/// How often a topic that is as it should be is looked at: one small request, and how soon a frozen broker shows.
+/// How often, at least, a topic that is as it should be is looked at: one small request, and how soon a frozen broker shows.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often while something is missing.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -73,7 +73,8 @@ pub(crate) fn watch(
         async move {
             let watching = cancel.run_until_cancelled(async {
                 loop {
-                    let pause = watcher.look().await;
+                    // Nodes that lost the same broker do not ask it together.
+                    let pause = watcher.look().await.mul_f64(rand::random_range(0.5..1.0));
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = look_now.notified() => {}

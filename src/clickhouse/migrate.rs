@@ -297,8 +297,9 @@ pub async fn wait_and_migrate(
                 return Err(error);
             }
         }
+        // Half of the pause is random, so that nodes that lost the same server do not come back together.
         tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
+            () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => pause = (pause * 2).min(longest),
             () = cancel.cancelled() => return Err(MigrateError::Cancelled),
         }
     }

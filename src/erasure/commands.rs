@@ -332,6 +332,12 @@ impl Run<'_> {
             if running.first().is_none_or(|count| *count == 0) {
                 return Ok(());
             }
+            if since.elapsed() >= CONFIRMATION {
+                bail!(
+                    "inserts that began before still run in ClickHouse (see system.processes). The rows are deleted and the \
+                     tombstone stays; start the command again to delete what these inserts store"
+                );
+            }
             tokio::time::sleep(LOOK).await;
         }
     }

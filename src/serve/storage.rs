@@ -176,7 +176,7 @@ async fn store_parked(common: &Common, client: Client, erasures: Erasures, stop:
                 // An outage, which the source of events tells of.
                 Err(error) => tracing::debug!(error = chain(&error), "cannot look for the topic of parked events"),
             }
-            tokio::time::sleep(LOOK_FOR_PARKED).await;
+            tokio::time::sleep(LOOK_FOR_PARKED.mul_f64(rand::random_range(0.5..1.0))).await;
         }
     };
     if stop.run_until_cancelled(coming).await.is_none() {
@@ -211,7 +211,7 @@ async fn watch(client: Client, health: Component, stop: CancellationToken) {
                 Ok(()) => health.up(),
                 Err(error) => health.down(format!("ClickHouse cannot be reached: {}", chain(&error))),
             }
-            tokio::time::sleep(WATCH_EVERY).await;
+            tokio::time::sleep(WATCH_EVERY.mul_f64(rand::random_range(0.5..1.0))).await;
         }
     };
     // It ends with its node and in no other way.

@@ -15,7 +15,7 @@
 //! - Ranges are inserted side by side, up to [`Settings::inserts_in_flight`]. Which of them may be, is the source's
 //!   business: it gives out a range when its insert may begin.
 //! - A range whose partition is taken away is given up at once: its new owner repeats it.
-//! - On shutdown nothing new is taken, a running insert may finish within [`Settings::drain`], and one that is
+//! - On shutdown nothing new is taken, a running insert or commit may finish within [`Settings::drain`], and one that is
 //!   waiting for its next attempt is left where it came from.
 //! - Rows whose time is over and rows that were erased on request are left out, and counted.
 
@@ -64,7 +64,7 @@ pub struct Settings {
     pub retry_first: Duration,
     /// Longest pause between attempts.
     pub retry_longest: Duration,
-    /// On shutdown, how long running inserts may take to finish.
+    /// On shutdown, how long running inserts and commits may take to finish.
     pub drain: Duration,
     /// Whether the lag of this sink is shown as the node's: of two sinks in one process one may.
     pub shows_lag: bool,
@@ -149,7 +149,13 @@ impl<S: Source> Sink<S> {
                 biased;
                 () = cancel.cancelled() => break,
                 _ = measure.tick(), if self.settings.shows_lag => self.measure_lag(),
-                Some(done) = inserts.join_next() => self.finish(done?).await?,
+                Some(done) = inserts.join_next() => {
+                    let late = late(&cancel, self.settings.drain);
+                    tokio::select! {
+                        finished = self.finish(done?) => finished?,
+                        () = late => break,
+                    }
+                }
                 range = self.source.next(), if inserts.len() < most => self.start(range?, &mut inserts, &cancel),
             }
         }
@@ -186,7 +192,10 @@ impl<S: Source> Sink<S> {
     async fn drain(mut self, mut inserts: JoinSet<(Range, Outcome)>) -> Result<(), SinkError> {
         let deadline = Instant::now() + self.settings.drain;
         while let Ok(Some(done)) = timeout_at(deadline, inserts.join_next()).await {
-            self.finish(done?).await?;
+            match timeout_at(deadline, self.finish(done?)).await {
+                Ok(finished) => finished?,
+                Err(_elapsed) => break,
+            }
         }
         if !inserts.is_empty() {
             tracing::warn!(
@@ -196,6 +205,13 @@ impl<S: Source> Sink<S> {
         }
         Ok(())
     }
+}
+
+/// Resolves when what runs at a shutdown has had its time: a commit to a broker that is away waits for long, and is repeated
+/// with its range.
+async fn late(cancel: &CancellationToken, drain: Duration) {
+    cancel.cancelled().await;
+    tokio::time::sleep(drain).await;
 }
 
 /// Rows as a gauge counts them.

@@ -8,5 +8,6 @@ mod clock;
 mod disk;
 mod engine;
 mod log_copies;
+pub mod sigterm;
 mod switching;
 mod topics;

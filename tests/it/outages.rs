@@ -119,7 +119,7 @@ fn roles_apart_make_one_pipeline() {
 }
 
 /// A broker that tells its clients to come to the proxy in front of it.
-pub fn behind_proxy() -> (Tansu, Proxy) {
+fn behind_proxy() -> (Tansu, Proxy) {
     let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let proxy = Proxy::start(listen);
     (Tansu::start_on(listen, proxy.address()), proxy)

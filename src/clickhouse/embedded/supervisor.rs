@@ -151,7 +151,7 @@ impl Supervisor {
         Some(self.pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
     }
 
-    /// Ends the child: asks it to, waits (up to 25 s), kills it if need be.
+    /// Ends the child: asks it to, waits (up to 25 s), kills it if need be; one that answers no ping at once.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if let Err(error) = (&mut self.task).await {
@@ -185,7 +185,14 @@ impl Keeper {
                 reason = watch(&mut running) => reason,
                 () = self.stop.cancelled() => {
                     self.health.down("stopped");
-                    running.end(STOPPING).await;
+                    // One that is frozen would not hear that it is to end.
+                    match ping::ping(running.port, &running.nonce, PING_PATIENCE).await {
+                        Ok(()) => running.end(STOPPING).await,
+                        Err(error) => {
+                            tracing::warn!(%error, "the embedded ClickHouse does not answer and is killed");
+                            running.kill().await;
+                        }
+                    }
                     self.pid.store(0, Ordering::Relaxed);
                     return;
                 }

@@ -440,3 +440,76 @@ async fn an_end_that_is_gone_with_the_marks_is_missed_by_the_books() {
     assert_eq!((rig.metrics.wal_damaged_records.get(), rig.wal.holdings().unwrap().missing), (lost, lost));
     rig.wal.close().await.unwrap();
 }
+
+/// What a misdirected write leaves: the last segment of a data file once more behind it. Every record is whole, so that the
+/// engine lets the storage engine open the file, and that panics.
+fn repeat_the_last_segment(db: &Path) {
+    const SEGMENT: usize = 8 << 20;
+    let mut bytes = fs::read(db).unwrap();
+    bytes.resize(bytes.len().next_multiple_of(SEGMENT), 0);
+    let last = bytes[bytes.len() - SEGMENT..].to_vec();
+    bytes.extend(last);
+    fs::write(db, bytes).unwrap();
+}
+
+/// The storage engine's last words when it opens a copy of the database in `dir`.
+fn panic_of_open(dir: &Path) -> String {
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(dir, copy.path());
+    let config = sled::Config::new().path(copy.path()).segment_size(8 << 20).flush_every_ms(None);
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| config.open().map(drop)));
+    opened.unwrap_err().downcast_ref::<String>().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_data_file_on_which_the_storage_engine_panics_when_it_opens_it() {
+    // Full, begun, and before and after it was opened once, which leaves a snapshot.
+    for (generation, opened_before) in [(1, false), (1, true), (3, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        if opened_before {
+            delivered(dir.path()).await.1.wal.close().await.unwrap();
+        }
+        repeat_the_last_segment(&db(dir.path(), generation));
+        let words = panic_of_open(&generations(dir.path())[generation]);
+        assert!(words.contains("duplicate segment LSN"), "{words}");
+        if opened_before {
+            let (seqs, rig) = delivered_again(dir.path()).await;
+            assert_eq!(seqs, everything());
+            assert_eq!(rig.metrics.wal_damaged_records.get(), 0);
+            assert!(dir.path().join("wal-damaged").exists());
+            rig.wal.close().await.unwrap();
+        } else {
+            delivers(dir.path(), &everything(), true).await;
+        }
+    }
+}
+
+/// The same with records that are lost: these are named by their sequences.
+#[tokio::test]
+async fn a_data_file_on_which_the_storage_engine_panics_and_that_has_lost_records() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path()).await;
+    let file = db(dir.path(), 1);
+    let bytes = fs::read(&file).unwrap();
+    let second: Vec<u64> = intact(&file).into_iter().collect();
+    let lost = [second[10], second[11], second[50]];
+    for at in memchr::memmem::find_iter(&bytes, &MAGIC) {
+        if check(&bytes[at..]).is_ok_and(|(seq, _)| lost.contains(&seq)) {
+            flip(&file, (at + HEADER_LEN + 9) as u64);
+        }
+    }
+    repeat_the_last_segment(&file);
+    let words = panic_of_open(&generations(dir.path())[1]);
+    assert!(words.contains("duplicate segment LSN"), "{words}");
+    let expected: BTreeSet<u64> = everything().into_iter().filter(|seq| !lost.contains(seq)).collect();
+    let (seqs, rig) = delivered(dir.path()).await;
+    assert_eq!(seqs, expected);
+    let mut named = Vec::new();
+    for generation in rig.wal.shared.generations.read().iter() {
+        named.extend(generation.lost.lock().ranges());
+    }
+    assert_eq!(named, [(lost[0], lost[1]), (lost[2], lost[2])]);
+    assert_eq!(rig.metrics.wal_damaged_records.get(), 3);
+    rig.wal.close().await.unwrap();
+}

@@ -5,6 +5,7 @@ use std::{iter::repeat_with, thread, time::Duration};
 use super::table::Row;
 use crate::{
     durability::child_of,
+    faults::sigterm::{BROKER, CLICKHOUSE, Case},
     power_loss,
     support::{
         engine::{DEADLINE, Setup, eventually, signal},
@@ -20,7 +21,7 @@ use crate::{
 /// Plays the rounds of a fault, told which cycle it is.
 type Play = fn(usize) -> Row;
 
-pub const FAULTS: [(&str, Play); 16] = [
+pub const FAULTS: [(&str, Play); 17] = [
     ("kill -9, embedded", |cycle| killed(Kind::Embedded, &vec![Kill::Random; if cycle == 0 { 8 } else { 30 }])),
     ("kill -9, with a broker", |cycle| killed(Kind::Broker, &vec![Kill::Random; if cycle == 0 { 3 } else { 8 }])),
     ("kill -9 around the flush of the log", around_the_flush),
@@ -29,6 +30,7 @@ pub const FAULTS: [(&str, Play); 16] = [
     ("kill -9 during migration", during_migration),
     ("kill -9 during shutdown", |_| killed(Kind::Apart, &[Kill::Shutdown])),
     ("SIGTERM", sigterm),
+    ("SIGTERM while something else fails", sigterm_during_a_fault),
     ("power loss", power_lost),
     ("ClickHouse killed", clickhouse_killed),
     ("ClickHouse frozen", clickhouse_frozen),
@@ -89,6 +91,21 @@ fn during_migration(_: usize) -> Row {
 fn sigterm(cycle: usize) -> Row {
     let mut rig = Rig::start(if cycle.is_multiple_of(2) { Kind::Embedded } else { Kind::Broker });
     let rounds: Vec<_> = repeat_with(|| rig.terminate()).take(2).collect();
+    Row::of(rig, rounds)
+}
+
+/// Some of the faults, never the same ones for long.
+fn sigterm_during_a_fault(cycle: usize) -> Row {
+    let (kind, cases): (_, &[Case]) =
+        if cycle.is_multiple_of(2) { (Kind::Apart, &CLICKHOUSE) } else { (Kind::Broker, &BROKER) };
+    let mut rig = Rig::start(kind);
+    let play = || {
+        let (_, cause, end) = cases[usize::try_from(random(cases.len() as u64)).unwrap()];
+        let round = rig.terminate_during(cause, end);
+        rig.settle();
+        round
+    };
+    let rounds: Vec<_> = repeat_with(play).take(3).collect();
     Row::of(rig, rounds)
 }
 

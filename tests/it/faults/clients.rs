@@ -1,5 +1,4 @@
-//! Clients that vanish in the middle of a request or drip it byte by byte, and operators who stop the engine while
-//! something behind it is away.
+//! Clients that vanish in the middle of a request or drip it byte by byte.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -14,21 +13,18 @@ use uuid::Uuid;
 
 use crate::{
     clickhouse_facade::clickhouse_child::ClickHouse as Server,
-    durability::child_of,
-    outages::behind_proxy,
     support::{
-        engine::{ClickHouse, Engine, KEY, Setup, TENANT, eventually, signal},
-        load::{Load, Sent},
-        tansu::Tansu,
+        engine::{ClickHouse, Engine, KEY, Setup, TENANT, eventually},
+        load::Load,
     },
 };
 
-fn connect(engine: &Engine) -> TcpStream {
+pub(super) fn connect(engine: &Engine) -> TcpStream {
     TcpStream::connect(engine.api().strip_prefix("http://").unwrap()).unwrap()
 }
 
 /// The head of a request to `/ingest`, with one more header that says how long its body is.
-fn head(length: &str) -> String {
+pub(super) fn head(length: &str) -> String {
     format!("POST /ingest HTTP/1.1\r\nhost: engine\r\nauthorization: Bearer {TENANT}:{KEY}\r\n{length}\r\n\r\n")
 }
 
@@ -184,90 +180,4 @@ fn a_flood_of_connections_leaves_files_for_the_engines_own() {
     assert_eq!((&sent.refused, sent.broken), (&Vec::new(), 0), "everybody is served in the end");
     sent.is_stored_once(&clickhouse);
     assert!(!engine.log().contains("Too many open files"), "{}", engine.log());
-}
-
-/// What was taken until the engine was told to stop is stored by the next start.
-fn stopped(setup: &Setup, mut engine: Engine, load: Load, clear: impl FnOnce(), clickhouse: Option<&ClickHouse>) {
-    let status = engine.terminate();
-    let mut sent = load.stop();
-    assert_eq!(status.code(), Some(0), "{}", engine.log());
-    clear();
-    let engine = setup.start();
-    let embedded;
-    let clickhouse = match clickhouse {
-        Some(clickhouse) => clickhouse,
-        None => {
-            embedded = engine.clickhouse();
-            &embedded
-        }
-    };
-    clickhouse.stop_merges();
-    sent.resend(&engine);
-    let after = Load::start(&engine);
-    after.wait_for_requests(10);
-    let after = after.stop();
-    let all =
-        Sent { acknowledged: sent.acknowledged.into_iter().chain(after.acknowledged).collect(), ..Sent::default() };
-    all.is_stored_once(clickhouse);
-}
-
-const BUDGETS: &str = "[shutdown]\nrequests = \"3s\"\nrelay = \"3s\"\nsink = \"3s\"";
-
-#[test]
-fn sigterm_under_load_while_a_clickhouse_server_is_frozen_loses_nothing() {
-    let home = tempfile::tempdir().unwrap();
-    let server = Server::start(&home.path().join("clickhouse"));
-    let setup = Setup::new(home.path()).config(BUDGETS).env("INGESTION_CLICKHOUSE_URL", server.url());
-    let engine = setup.start();
-    eventually("all is up", || engine.get("/health").json()["status"] == "up");
-    let clickhouse = ClickHouse::at(&server.url());
-    clickhouse.stop_merges();
-    let load = Load::start(&engine);
-    load.wait_for_requests(20);
-    signal(server.process.id(), "STOP");
-    load.wait_for_requests(20);
-    stopped(&setup, engine, load, || signal(server.process.id(), "CONT"), Some(&clickhouse));
-}
-
-#[test]
-fn sigterm_under_load_while_the_embedded_clickhouse_is_frozen_loses_nothing() {
-    let home = tempfile::tempdir().unwrap();
-    let setup = Setup::new(home.path()).config(BUDGETS);
-    let engine = setup.start();
-    engine.clickhouse().stop_merges();
-    let load = Load::start(&engine);
-    load.wait_for_requests(20);
-    let child = child_of(engine.pid());
-    signal(child, "STOP");
-    load.wait_for_requests(20);
-    let gone = || assert!(!std::path::Path::new(&format!("/proc/{child}")).exists(), "the child outlives the engine");
-    stopped(&setup, engine, load, gone, None);
-}
-
-#[test]
-fn sigterm_under_load_while_the_broker_is_frozen_loses_nothing() {
-    let home = tempfile::tempdir().unwrap();
-    let broker = Tansu::start();
-    let setup = Setup::new(home.path()).config(BUDGETS).broker(&broker.brokers());
-    let engine = setup.start();
-    engine.clickhouse().stop_merges();
-    let load = Load::start(&engine);
-    load.wait_for_requests(20);
-    broker.freeze();
-    load.wait_for_requests(20);
-    stopped(&setup, engine, load, || broker.thaw(), None);
-}
-
-#[test]
-fn sigterm_under_load_while_the_broker_is_cut_off_loses_nothing() {
-    let home = tempfile::tempdir().unwrap();
-    let (_broker, proxy) = behind_proxy();
-    let setup = Setup::new(home.path()).config(BUDGETS).broker(&proxy.address().to_string());
-    let engine = setup.start();
-    engine.clickhouse().stop_merges();
-    let load = Load::start(&engine);
-    load.wait_for_requests(20);
-    proxy.cut();
-    load.wait_for_requests(20);
-    stopped(&setup, engine, load, || proxy.mend(), None);
 }

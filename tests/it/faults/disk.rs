@@ -23,12 +23,12 @@ use crate::{
 };
 
 /// A file system of its own size.
-struct Disk {
+pub(super) struct Disk {
     path: PathBuf,
 }
 
 impl Disk {
-    fn mount(path: &Path, bytes: u64) -> Self {
+    pub(super) fn mount(path: &Path, bytes: u64) -> Self {
         fs::create_dir_all(path).unwrap();
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let options = format!("size={bytes},uid={uid},gid={gid},mode=0700");
@@ -41,7 +41,7 @@ impl Disk {
     }
 
     /// Takes all the space that there is, also what is given back meanwhile, until it is full and stays so.
-    fn fill(&self) {
+    pub(super) fn fill(&self) {
         let mut file = File::options().create(true).append(true).open(self.ballast()).unwrap();
         for size in [1 << 20, 4096, 1] {
             let block = vec![1; size];
@@ -55,7 +55,7 @@ impl Disk {
         }
     }
 
-    fn free(&self) {
+    pub(super) fn free(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }
 }
@@ -76,8 +76,8 @@ fn as_root(command: &[&str], path: &Path) {
     assert!(run(command) || run(&with_sudo), "{command:?} needs root, or a sudo that does not ask");
 }
 
-const SIZE: u64 = 400 << 20;
-const RESERVE: &str = "[wal]\nmin_free_bytes = \"64MB\"";
+pub(super) const SIZE: u64 = 400 << 20;
+pub(super) const RESERVE: &str = "[wal]\nmin_free_bytes = \"64MB\"";
 
 fn is_up(engine: &Engine) {
     eventually("all is up", || engine.get("/health").json()["status"] == "up");

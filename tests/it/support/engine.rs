@@ -157,6 +157,14 @@ impl Setup {
 
     /// Starts it and waits until it listens.
     pub fn start(&self) -> Engine {
+        let mut engine = self.spawn();
+        let api = engine.log.wait_for("listening API", |line| field(line, "api listening", "address"));
+        engine.api = format!("http://{api}");
+        engine
+    }
+
+    /// Starts it and waits for nothing: where it listens is not known.
+    pub fn spawn(&self) -> Engine {
         let mut child = self.command("serve").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().unwrap();
@@ -172,8 +180,7 @@ impl Setup {
                 log.more.notify_all();
             }
         });
-        let api = log.wait_for("listening API", |line| field(line, "api listening", "address"));
-        Engine { child, log, reader: Some(reader), api: format!("http://{api}"), agent: agent() }
+        Engine { child, log, reader: Some(reader), api: String::new(), agent: agent() }
     }
 
     /// One with two tenants, [`ONE`] called first, whose keys are `one` and `two`.

@@ -170,7 +170,9 @@ fn send(shared: &Shared, url: &str, sender: usize, (size, rest): (usize, Duratio
                 let refused = matches!(&error, ureq::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused)
                     || matches!(error, ureq::Error::ConnectionFailed);
                 shared.cut.fetch_add(usize::from(!refused), Ordering::Relaxed);
-                shared.unanswered.lock().unwrap().push(Request { ids, body });
+                if !refused {
+                    shared.unanswered.lock().unwrap().push(Request { ids, body });
+                }
                 // A refused connection returns at once; a busy loop would only take the CPU from what restarts.
                 thread::sleep(Duration::from_millis(20));
             }

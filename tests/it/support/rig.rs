@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     net::SocketAddr,
     os::unix::process::ExitStatusExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -70,11 +70,19 @@ pub struct Rig {
     pub sent: Sent,
     /// What should not have been: refusals, ends with an error.
     pub trouble: Vec<String>,
+    /// How long each sender rests after a request.
+    pub rest: Duration,
+    /// Codes of refusals that a fault may lead to.
+    pub may_refuse: &'static [&'static str],
+    kind: Kind,
     setup: Setup,
     points: KillPoints,
     log: String,
     home: TempDir,
 }
+
+/// An end that does not wait long for what is away.
+const BUDGETS: &str = "[shutdown]\nrequests = \"1s\"\nrelay = \"1s\"\nsink = \"1s\"";
 
 /// A number below `below` that differs from round to round and from run to run.
 pub fn random(below: u64) -> u64 {
@@ -113,8 +121,14 @@ impl Rig {
     /// The same with a ClickHouse that cannot be reached yet, unless it is the engine's own.
     pub fn start_away(kind: Kind) -> Self {
         let home = tempfile::tempdir().unwrap();
+        let setup = Setup::new(home.path());
+        Self::of(kind, home, setup)
+    }
+
+    /// The same of a set-up whose files are in `home`.
+    pub fn of(kind: Kind, home: TempDir, setup: Setup) -> Self {
         let points = KillPoints::new(home.path());
-        let mut setup = points.over(Setup::new(home.path()));
+        let mut setup = points.over(setup.config(BUDGETS));
         let (mut server, mut proxy, mut kafka, mut broker) = (None, None, None, None);
         if kind != Kind::Embedded {
             let away = FaultProxy::start(free_port());
@@ -137,7 +151,21 @@ impl Rig {
         }
         let (engine, _) = start(&setup);
         let (sent, trouble, log) = (Sent::default(), Vec::new(), String::new());
-        Self { engine, proxy, server, kafka, broker, sent, trouble, setup, points, log, home }
+        let (rest, may_refuse): (_, &[&str]) = (Duration::ZERO, &[]);
+        Self { engine, proxy, server, kafka, broker, sent, trouble, rest, may_refuse, kind, setup, points, log, home }
+    }
+
+    /// Where the engine's files are.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    fn load(&self) -> Load {
+        Load::start_with(&self.engine, self.rest)
     }
 
     /// Starts an engine that is a sink of this rig's topic, with the files of `setup`.
@@ -181,7 +209,7 @@ impl Rig {
     }
 
     /// The dead engine is started again, and gets what had no answer once more.
-    fn restart(&mut self, mut sent: Sent) -> Duration {
+    pub fn restart(&mut self, mut sent: Sent) -> Duration {
         writeln!(self.log, "{}\n", self.engine.log()).unwrap();
         let recovery;
         (self.engine, recovery) = start(&self.setup);
@@ -194,13 +222,15 @@ impl Rig {
     }
 
     pub fn take(&mut self, sent: Sent) {
+        if !sent.only_refused_with(self.may_refuse) {
+            self.trouble.extend(sent.refused.iter().take(3).map(|refusal| format!("refused: {refusal}")));
+        }
         self.sent.acknowledged.extend(sent.acknowledged);
-        self.trouble.extend(sent.refused.iter().take(3).map(|refusal| format!("refused: {refusal}")));
     }
 
     /// With a broker: waits until the sink has its partitions. Needs a load.
     fn wait_for_sink(&self) {
-        if self.kafka.is_some() {
+        if self.kind == Kind::Broker {
             let before = self.proxy().inserts();
             eventually("the sink is at work", || self.proxy().inserts() > before);
         }
@@ -217,7 +247,7 @@ impl Rig {
 
     /// One round of kill -9.
     pub fn kill(&mut self, kill: Kill) -> Round {
-        let load = Load::start(&self.engine);
+        let load = self.load();
         load.wait_for_requests(10);
         let pid = self.engine.pid();
         let mut in_flight = false;
@@ -267,7 +297,7 @@ impl Rig {
     /// kill -9 at a statement of the migrations, of an engine whose ClickHouse cannot be reached until then. Nothing when it has
     /// all its tables before it comes to the statement.
     pub fn kill_in_migration(&mut self, trap: Trap) -> Option<Round> {
-        let load = Load::start(&self.engine);
+        let load = self.load();
         load.wait_for_requests(10);
         self.proxy().kill_at(trap, self.engine.pid());
         self.reach_clickhouse();
@@ -291,24 +321,31 @@ impl Rig {
 
     /// One round of SIGTERM.
     pub fn terminate(&mut self) -> Round {
-        let load = Load::start(&self.engine);
+        self.terminate_during(|_, _| thread::sleep(Duration::from_millis(random(1000))), |_| ())
+    }
+
+    /// One round of SIGTERM while a fault lasts: `fault` returns when it is there, `over` ends it before the next start.
+    pub fn terminate_during(&mut self, fault: impl FnOnce(&mut Self, &Load), over: impl FnOnce(&mut Self)) -> Round {
+        let load = self.load();
         load.wait_for_requests(10);
         // This broker takes a member that left before it was given anything for the leader of its group, for ever.
         self.wait_for_sink();
-        thread::sleep(Duration::from_millis(random(1000)));
+        fault(self, &load);
+        eventually("a request is in flight", || load.in_flight() > 0);
         let (in_flight, stages) = (load.in_flight() > 0, self.stages());
         let status = self.engine.terminate();
         if !status.success() {
             self.trouble.push(format!("ended with {status} after SIGTERM"));
         }
         let sent = load.stop();
+        over(self);
         let recovery = self.restart(sent);
         Round { in_flight, recovery, stages }
     }
 
     /// One round of a fault around the engine, which goes on accepting. `fault` returns when the fault is over.
     pub fn disturb(&mut self, fault: impl FnOnce(&mut Self, &Load)) -> Round {
-        let load = Load::start(&self.engine);
+        let load = self.load();
         load.wait_for_requests(20);
         eventually("a request is in flight", || load.in_flight() > 0);
         fault(self, &load);

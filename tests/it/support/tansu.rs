@@ -80,6 +80,11 @@ impl Tansu {
     /// Kills it with everything that it holds, and starts it again on the same port, empty.
     pub fn kill_and_restart(&mut self) {
         self.kill();
+        self.restart();
+    }
+
+    /// Starts it again on the same port, empty, after it was killed.
+    pub fn restart(&mut self) {
         *self = Self::start_on(self.listen, self.advertise);
     }
 
@@ -87,7 +92,8 @@ impl Tansu {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn kill(&mut self) {
+    /// Kills it with everything that it holds.
+    pub fn kill(&mut self) {
         // A process that is gone already is what is wanted.
         self.child.kill().ok();
         self.child.wait().unwrap();

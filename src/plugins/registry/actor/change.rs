@@ -107,9 +107,9 @@ impl Actor {
         let mut next = self.used.clone();
         next.retain(|file, _| !gone.contains(file));
         let before = next.insert(file.to_owned(), used);
-        self.adopt(next);
         self.refused.remove(file);
         self.count("loaded");
+        self.adopt(next);
         before.is_some_and(|before| {
             let before = &before.plugin.descriptor;
             let keeps = |kind: &str| descriptor.adds.iter().any(|added| added.name == kind);
@@ -172,6 +172,8 @@ impl Actor {
         state.files = known.collect();
         self.used = next;
         self.save();
+        // Before it is used: who sees a plugin at work, or gone, finds the list and health to say so.
+        self.publish();
         if self.settings.mode == Mode::Run {
             let plugins = self.used.values().map(|used| Arc::clone(&used.plugin)).collect();
             self.shared.set.store(Arc::new(Set::new(plugins, &self.file.state.retired)));

@@ -84,14 +84,7 @@ fn append(chunks: &[Chunk]) -> Append {
     for id in chunks.iter_mut().flat_map(|chunk| &mut chunk.ids) {
         *id = EventId(Uuid::new_v4());
     }
-    Append {
-        tenant: tenant(),
-        received_at_ms: 1_800_000_000_000,
-        chunks,
-        counted: false,
-        answer: None,
-        again: false,
-    }
+    Append { tenant: tenant(), received_at_ms: 1_800_000_000_000, chunks, counted: false, answer: None, again: false }
 }
 
 fn steps(criterion: &mut Criterion) {
@@ -182,8 +175,7 @@ fn wal_append(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let home = TempDir::new_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
     let settings = Settings { dedup_ids: 1_000_000, ..Settings::new(home.path().join("wal")) };
-    let (wal, _reader) =
-        Wal::open(settings, Health::default().component("wal"), Arc::new(Metrics::new())).unwrap();
+    let (wal, _reader) = Wal::open(settings, Health::default().component("wal"), Arc::new(Metrics::new())).unwrap();
     let chunks = packed(&encoded(&sample()));
 
     let mut group = criterion.benchmark_group("WAL append with fsync");

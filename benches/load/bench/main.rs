@@ -38,6 +38,7 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     for build in &mut builds {
         *build = build.canonicalize().with_context(|| format!("there is no {}", build.display()))?;
     }
+    std::fs::create_dir_all(&options.dir).with_context(|| format!("cannot create {}", options.dir.display()))?;
     let mut results = vec![Results::default(); builds.len()];
     let mut failed = Vec::new();
     for run in 1..=options.runs {
@@ -51,7 +52,7 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 match measure::measure(options, build, measurement).await {
                     Ok(figures) => results.add(figures),
                     Err(error) => {
-                        eprintln!("FAILED: {error:?}");
+                        eprintln!("FAILED: {error:#}");
                         failed.push(format!("{name}: {error:#}"));
                     }
                 }

@@ -38,6 +38,8 @@ const PROBE_PACE: Duration = Duration::from_millis(20);
 const DRAIN: Duration = Duration::from_secs(900);
 /// How long the first row may take.
 const FIRST_ROW: Duration = Duration::from_secs(60);
+/// The time of a load that is stopped when the measurement is over.
+const UNTIL_STOPPED: Duration = Duration::from_secs(24 * 3600);
 /// Load before a latency counts.
 const WARM_UP: Duration = Duration::from_secs(2);
 
@@ -78,7 +80,7 @@ pub fn load_of(options: &Options, batch: u64) -> Load {
 
 /// A load at the rate of the options, for as long as it is not stopped.
 fn steady_load(options: &Options, batch: u64) -> Load {
-    Load { rate: options.rate, duration: Duration::from_secs(24 * 3600), ..load_of(options, batch) }
+    Load { rate: options.rate, duration: UNTIL_STOPPED, ..load_of(options, batch) }
 }
 
 /// Events acknowledged a second.
@@ -96,6 +98,7 @@ async fn settle(clickhouse: &ClickHouse, seen: &mut Seen) -> anyhow::Result<()> 
 
 /// Checks that everything that was acknowledged is stored, once.
 async fn check(clickhouse: &ClickHouse, seen: &mut Seen, deadline: Instant) -> anyhow::Result<()> {
+    ensure!(!seen.events.is_empty(), "nothing was acknowledged: {:?} {:?}", seen.statuses, seen.samples);
     let verdict = clickhouse.verify(Baseline::default(), &mut seen.events, deadline).await?;
     if !verdict.is_right() {
         verdict.print();
@@ -153,7 +156,7 @@ async fn end_to_end(options: &Options, build: &Path, sink: Sink) -> anyhow::Resu
     rig.start_engine().await?;
     let clickhouse = Arc::new(rig.clickhouse()?);
     let engine = rig.engine().context("no engine")?;
-    let load = Load { duration: Duration::from_secs(24 * 3600), backlog: options.backlog, ..load_of(options, 100) };
+    let load = Load { duration: UNTIL_STOPPED, backlog: options.backlog, ..load_of(options, 100) };
     let before = Cpu::now(Some(engine));
     let plan = Arc::new(Plan::new(rig.api, load));
     let sending = tokio::spawn({
@@ -210,14 +213,18 @@ async fn end_to_end(options: &Options, build: &Path, sink: Sink) -> anyhow::Resu
     Ok(figures)
 }
 
-/// Looks again and again, so that the load knows its backlog; the last look is at `end`.
+/// Looks again and again, so that the load knows its backlog. The last look is the first one after `end` that finds more
+/// than the one before: rows come by the insert, and a measurement is from one insert's end to another's.
 async fn sample_until(plan: &Plan, clickhouse: &ClickHouse, end: Instant) -> anyhow::Result<Sample> {
+    let mut before = Sample::now(plan, clickhouse).await?;
     loop {
+        sleep(LOOK).await;
         let sample = Sample::now(plan, clickhouse).await?;
-        if sample.at >= end {
+        if sample.at >= end && sample.stored > before.stored {
             return Ok(sample);
         }
-        sleep(LOOK.min(end - sample.at)).await;
+        ensure!(sample.at < end + FIRST_ROW, "nothing more is stored");
+        before = sample;
     }
 }
 

@@ -123,7 +123,6 @@ pub struct Rig {
 impl Rig {
     /// An empty folder, the tenants' file, and with [`Sink::Broker`] the broker; no engine yet.
     pub fn new(options: &Options, program: &Path, sink: Sink) -> anyhow::Result<Self> {
-        fs::create_dir_all(&options.dir)?;
         let home = TempDir::new_in(&options.dir).context("no folder for the measurement")?;
         // One more than the load has, for the probe.
         fs::write(home.path().join("tenants.toml"), body::tenant_config(TENANTS + 1))?;
@@ -258,9 +257,9 @@ impl Rig {
         self.engine.as_ref().map(Process::id)
     }
 
-    /// Bytes of the files of the engine's log.
+    /// Bytes of the records' files of the engine's log: without its reserve, marks and books.
     pub fn wal_bytes(&self) -> u64 {
-        folder_bytes(&self.home.path().join("data/wal"))
+        folder_bytes(&self.home.path().join("data/wal/log"))
     }
 
     fn check(&mut self, deadline: Instant, what: &str) -> anyhow::Result<()> {

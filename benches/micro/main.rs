@@ -74,7 +74,9 @@ fn encoded(body: &[u8]) -> Vec<Vec<u8>> {
 
 fn packed(rows: &[Vec<u8>]) -> Vec<Chunk> {
     let mut packer = Packer::new(Codec::Lz4);
-    rows.iter().for_each(|row| packer.push(row));
+    for row in rows {
+        packer.push(row);
+    }
     packer.finish()
 }
 
@@ -109,7 +111,9 @@ fn steps(criterion: &mut Criterion) {
         let mut bytes = Vec::new();
         bencher.iter(|| {
             bytes.clear();
-            read.iter().for_each(|row| row::encode(black_box(row), &mut bytes));
+            for row in &read {
+                row::encode(black_box(row), &mut bytes);
+            }
             bytes.len()
         });
     });

@@ -49,7 +49,15 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 }
                 let name = format!("run {run} of {}: {measurement:?}, {}", options.runs, build.display());
                 eprintln!("{name}");
-                match measure::measure(options, build, measurement).await {
+                let measured = tokio::select! {
+                    measured = measure::measure(options, build, measurement) => measured,
+                    // Processes and folders go with what is dropped.
+                    stopped = tokio::signal::ctrl_c() => {
+                        stopped?;
+                        anyhow::bail!("stopped");
+                    }
+                };
+                match measured {
                     Ok(figures) => results.add(figures),
                     Err(error) => {
                         eprintln!("FAILED: {error:#}");

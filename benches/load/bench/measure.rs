@@ -16,6 +16,7 @@ use load::{
 };
 use tokio::{
     sync::oneshot,
+    task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -81,6 +82,32 @@ pub fn load_of(options: &Options, batch: u64) -> Load {
 /// A load at the rate of the options, for as long as it is not stopped.
 fn steady_load(options: &Options, batch: u64) -> Load {
     Load { rate: options.rate, duration: UNTIL_STOPPED, ..load_of(options, batch) }
+}
+
+/// A load beside which something else is done. It ends with its handle, also when the measurement fails.
+struct Sending {
+    plan: Arc<Plan>,
+    task: JoinHandle<anyhow::Result<Seen>>,
+}
+
+impl Sending {
+    fn start(plan: Plan) -> Self {
+        let plan = Arc::new(plan);
+        let sent = Arc::clone(&plan);
+        Self { plan, task: tokio::spawn(async move { client::send(&sent).await }) }
+    }
+
+    /// Ends the load and waits for the answers that are due.
+    async fn stop(&mut self) -> anyhow::Result<Seen> {
+        self.plan.stop.store(true, Ordering::Relaxed);
+        (&mut self.task).await?
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.plan.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Events acknowledged a second.
@@ -158,21 +185,17 @@ async fn end_to_end(options: &Options, build: &Path, sink: Sink) -> anyhow::Resu
     let engine = rig.engine().context("no engine")?;
     let load = Load { duration: UNTIL_STOPPED, backlog: options.backlog, ..load_of(options, 100) };
     let before = Cpu::now(Some(engine));
-    let plan = Arc::new(Plan::new(rig.api, load));
-    let sending = tokio::spawn({
-        let plan = Arc::clone(&plan);
-        async move { client::send(&plan).await }
-    });
+    let mut sending = Sending::start(Plan::new(rig.api, load));
+    let plan = Arc::clone(&sending.plan);
 
     // With a broker the group's first join comes before the first row.
     while Sample::now(&plan, &clickhouse).await?.stored == 0 {
-        ensure!(plan.start.elapsed() < FIRST_ROW && !sending.is_finished(), "nothing is stored");
+        ensure!(plan.start.elapsed() < FIRST_ROW && !sending.task.is_finished(), "nothing is stored");
         sleep(LOOK).await;
     }
     let from = sample_until(&plan, &clickhouse, Instant::now() + Duration::from_secs(options.warm_up)).await?;
     let to = sample_until(&plan, &clickhouse, from.at + options.duration()).await?;
-    plan.stop.store(true, Ordering::Relaxed);
-    let mut seen = sending.await??;
+    let mut seen = sending.stop().await?;
     let deadline = Instant::now() + DRAIN;
     clickhouse.wait(Baseline::default(), &seen.events, deadline).await?;
     // Before the check, which is no part of an engine's work.
@@ -256,11 +279,8 @@ async fn queryable(options: &Options, build: &Path) -> anyhow::Result<Figures> {
     let mut rig = Rig::new(options, build, Sink::Embedded)?;
     rig.start_engine().await?;
     let clickhouse = rig.clickhouse()?;
-    let plan = Arc::new(Plan::new(rig.api, steady_load(options, 10)));
-    let sending = tokio::spawn({
-        let plan = Arc::clone(&plan);
-        async move { client::send(&plan).await }
-    });
+    let mut sending = Sending::start(Plan::new(rig.api, steady_load(options, 10)));
+    let plan = Arc::clone(&sending.plan);
     sleep_until(plan.start + WARM_UP).await;
     let (done, mut probing) = oneshot::channel();
     let probe = tokio::spawn(probe(rig.api, options.duration(), done));
@@ -276,9 +296,8 @@ async fn queryable(options: &Options, build: &Path) -> anyhow::Result<Figures> {
         }
         sleep(PROBE_LOOK).await;
     }
-    plan.stop.store(true, Ordering::Relaxed);
+    let mut seen = sending.stop().await?;
     probe.await??;
-    let mut seen = sending.await??;
     note_rate(options, &plan, &seen);
     let sent = sent.context("the probe did not end")?;
     let mut took = Vec::new();
@@ -330,16 +349,11 @@ fn quantile(values: &[f64], percent: usize) -> f64 {
 async fn ready(options: &Options, build: &Path) -> anyhow::Result<Figures> {
     let mut rig = Rig::new(options, build, Sink::Apart)?;
     rig.start_engine().await?;
-    let plan = Arc::new(Plan::new(rig.api, Load { duration: DRAIN, ..load_of(options, 100) }));
-    let sending = tokio::spawn({
-        let plan = Arc::clone(&plan);
-        async move { client::send(&plan).await }
-    });
-    while rig.wal_bytes() < options.wal_bytes && !sending.is_finished() {
+    let mut sending = Sending::start(Plan::new(rig.api, Load { duration: DRAIN, ..load_of(options, 100) }));
+    while rig.wal_bytes() < options.wal_bytes && !sending.task.is_finished() {
         sleep(LOOK).await;
     }
-    plan.stop.store(true, Ordering::Relaxed);
-    let mut seen = sending.await??;
+    let mut seen = sending.stop().await?;
     eprintln!("  {} bytes in the log", rig.wal_bytes());
     let mut figures = Vec::new();
     for _ in 0..options.runs {
@@ -359,11 +373,8 @@ async fn drain(options: &Options, build: &Path) -> anyhow::Result<Figures> {
     rig.start_clickhouse().await?;
     rig.start_engine().await?;
     let clickhouse = rig.clickhouse()?;
-    let plan = Arc::new(Plan::new(rig.api, steady_load(options, 100)));
-    let sending = tokio::spawn({
-        let plan = Arc::clone(&plan);
-        async move { client::send(&plan).await }
-    });
+    let mut sending = Sending::start(Plan::new(rig.api, steady_load(options, 100)));
+    let plan = Arc::clone(&sending.plan);
     sleep_until(plan.start + WARM_UP).await;
     rig.kill_clickhouse()?;
     sleep(Duration::from_secs(options.outage)).await;
@@ -376,8 +387,7 @@ async fn drain(options: &Options, build: &Path) -> anyhow::Result<Figures> {
         sleep(LOOK).await;
         to = Sample::now(&plan, &clickhouse).await?;
     }
-    plan.stop.store(true, Ordering::Relaxed);
-    let mut seen = sending.await??;
+    let mut seen = sending.stop().await?;
     note_rate(options, &plan, &seen);
     settle(&clickhouse, &mut seen).await?;
     rig.stop().await?;

@@ -51,6 +51,33 @@ lint: setup-system ## Formatting and lints, as CI runs them
 	@cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
+# What `make bench` and `make bench-compare` pass on: RUNS, SECONDS, OUTAGE, WAL_BYTES, ONLY (names of `bench --help`), JSON.
+BENCH = target/release/bench --tansu "$(TANSU)" --runs $(or $(RUNS),3) --seconds $(or $(SECONDS),10) \
+	--outage $(or $(OUTAGE),60) --wal-bytes $(or $(WAL_BYTES),1000000000) \
+	$(if $(ONLY),--only "$(ONLY)") $(if $(JSON),--json "$(JSON)")
+
+.PHONY: bench
+bench: setup-test ## Measure everything, about half an hour, and check every run (RUNS=3 SECONDS=10 JSON=file ONLY=accept,...)
+	@cargo build --release --locked --workspace
+	$(BENCH)
+
+.PHONY: bench-micro
+bench-micro: setup ## What single steps cost: parse, validate, encode, pack, dedup, quota, plugin call, append (FILTER=text)
+	@cargo build --release --locked --workspace
+	cargo bench --locked --workspace --bench micro -- $(if $(FILTER),"$(FILTER)")
+
+.PHONY: bench-compare
+bench-compare: setup-test ## Measure this build and that of BASE=<git revision> in turn, and print ratios (settings as for bench)
+	@[[ -n "$(BASE)" ]] || { echo "error: say with what: make bench-compare BASE=<git revision>" >&2; exit 64; }
+	revision=$$(git rev-parse --short=12 --verify "$(BASE)^{commit}")
+	base=target/base/$$revision
+	[[ -e $$base ]] || git worktree add --quiet --detach "$$base" "$$revision"
+	# A target of its own, kept for the next time; `git worktree remove --force` takes both away.
+	cargo build --release --locked --workspace --manifest-path "$$base/Cargo.toml" --target-dir "$$base/target"
+	cargo build --release --locked --workspace
+	$(BENCH) --base "$$base/target/release/ingestion-engine" $(if $(ONLY),,--only \
+		accept,embedded,broker,ack,queryable,ready,drain)
+
 .PHONY: bench-load
 bench-load: setup-test ## Send a million events to an engine that this starts, and check that every one is stored once (KIND=broker)
 	@cargo build --release --locked --workspace

@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,10 +19,11 @@ use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::Notify,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::body::{Maker, Template};
+use crate::body::{self, Maker, Template};
 
 /// Longer than the server's own limit for a request, so that it speaks first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -49,7 +53,8 @@ pub struct Sent {
 /// What one connection saw, and later all of them together.
 pub struct Seen {
     pub events: Vec<Sent>,
-    /// Time from the first byte sent to the last byte of a 2xx, in microseconds.
+    /// Time to the last byte of a 2xx, in microseconds: from the first byte sent, or, of a load with a rate, from the moment
+    /// at which the request was to be sent. A server that falls behind shows in it.
     pub latency: Histogram<u64>,
     /// Answers by status, those that were tried again included.
     pub statuses: BTreeMap<u16, u64>,
@@ -112,20 +117,92 @@ impl Seen {
     }
 }
 
+/// What is sent, and how.
+#[derive(Clone, Debug)]
+pub struct Load {
+    pub tenants: u32,
+    pub sessions: usize,
+    pub connections: u64,
+    /// Events in a request.
+    pub batch: u64,
+    /// Events a second; 0 is as fast as they are answered.
+    pub rate: u64,
+    pub requests: u64,
+    pub duration: Duration,
+    /// Answers in this time from the start are not in the latency.
+    pub warm_up: Duration,
+    /// Most events that may be acknowledged and not stored, when somebody reports what is stored ([`Plan::stored`]).
+    pub backlog: u64,
+}
+
 /// What all connections share.
 pub struct Plan {
     pub address: SocketAddr,
     /// A request's head up to the value of Content-Length, for each tenant.
     pub heads: Vec<String>,
     pub templates: Vec<Template>,
-    pub sessions: usize,
-    pub requests: u64,
+    pub load: Load,
     pub start: Instant,
     pub deadline: Instant,
     /// Pause between the starts of requests, over all connections; zero for as fast as they are answered.
     pub pace: Duration,
     pub next: AtomicU64,
     pub acknowledged: AtomicU64,
+    /// Ends the load before its time.
+    pub stop: AtomicBool,
+    stored: AtomicU64,
+    more_stored: Notify,
+}
+
+impl Plan {
+    /// Prepares everything; the clock runs from here on.
+    pub fn new(address: SocketAddr, load: Load) -> Self {
+        let heads = (0..load.tenants).map(|tenant| head(address, tenant)).collect();
+        let templates = body::templates(usize::try_from(load.batch).unwrap_or(usize::MAX));
+        let pace = match load.rate {
+            0 => Duration::ZERO,
+            rate => Duration::from_nanos(load.batch.saturating_mul(1_000_000_000) / rate),
+        };
+        let start = Instant::now();
+        Self {
+            address,
+            heads,
+            templates,
+            start,
+            deadline: start + load.duration,
+            load,
+            pace,
+            next: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            stored: AtomicU64::new(0),
+            more_stored: Notify::new(),
+        }
+    }
+
+    /// Says how many events are stored by now, for a load with a bounded backlog.
+    pub fn stored(&self, events: u64) {
+        self.stored.store(events, Ordering::Relaxed);
+        self.more_stored.notify_waiters();
+    }
+
+    /// Events that are acknowledged and, as far as known, not stored.
+    pub fn backlog(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed).saturating_sub(self.stored.load(Ordering::Relaxed))
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || Instant::now() >= self.deadline
+    }
+}
+
+/// A request's head up to the value of Content-Length.
+pub fn head(address: SocketAddr, tenant: u32) -> String {
+    let (id, key) = (body::tenant_id(tenant), body::tenant_key(tenant));
+    format!(
+        "POST /ingest HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {id}:{key}\r\nContent-Type: \
+         application/json\r\nContent-Length: "
+    )
 }
 
 #[derive(Deserialize)]
@@ -142,19 +219,40 @@ struct Rejection {
     code: String,
 }
 
-/// Sends requests until there are no more or the time is over.
-pub async fn run(plan: &Plan) -> Result<Seen, hdrhistogram::CreationError> {
+/// Sends over all connections until there are no more requests or the time is over.
+pub async fn send(plan: &Arc<Plan>) -> anyhow::Result<Seen> {
+    let connections = (0..plan.load.connections).map(|_| {
+        let plan = Arc::clone(plan);
+        tokio::spawn(async move { run(&plan).await })
+    });
+    let connections: Vec<_> = connections.collect();
+    let mut all = Seen::new()?;
+    for connection in connections {
+        all.merge(connection.await??)?;
+    }
+    Ok(all)
+}
+
+/// One connection.
+async fn run(plan: &Plan) -> Result<Seen, hdrhistogram::CreationError> {
     let mut seen = Seen::new()?;
-    let mut maker = Maker::new(plan.heads.len(), plan.sessions);
+    let mut maker = Maker::new(plan.heads.len(), plan.load.sessions);
     let mut connection = None;
     loop {
+        while plan.backlog() > plan.load.backlog && !plan.is_over() {
+            // Bounded, because a load without a reporter of what is stored would wait for good.
+            timeout(CONNECT_PAUSE, plan.more_stored.notified()).await.ok();
+        }
         let ticket = plan.next.fetch_add(1, Ordering::Relaxed);
         let due = plan.start + plan.pace.saturating_mul(u32::try_from(ticket).unwrap_or(u32::MAX));
-        if ticket >= plan.requests || due >= plan.deadline {
+        if ticket >= plan.load.requests || due >= plan.deadline {
             return Ok(seen);
         }
         if !plan.pace.is_zero() {
             sleep_until(due).await;
+        }
+        if plan.is_over() {
+            return Ok(seen);
         }
         let pick = |length: usize| usize::try_from(ticket % length.max(1) as u64).unwrap_or(0);
         let tenant = pick(plan.heads.len());
@@ -163,33 +261,37 @@ pub async fn run(plan: &Plan) -> Result<Seen, hdrhistogram::CreationError> {
             return Ok(seen);
         };
         maker.fill(head, template, tenant);
-        send(plan, &mut connection, &maker, template, tenant, &mut seen).await;
+        let due = if plan.pace.is_zero() { None } else { Some(due) };
+        request(plan, &mut connection, &maker, template, (tenant, due), &mut seen).await;
     }
 }
 
 /// Sends one request until it has its answer, or the time is over.
-async fn send(
+async fn request(
     plan: &Plan,
     connection: &mut Option<Connection>,
     maker: &Maker,
     template: &Template,
-    tenant: usize,
+    (tenant, due): (usize, Option<Instant>),
     seen: &mut Seen,
 ) {
     let tenant = u32::try_from(tenant).unwrap_or(u32::MAX);
     let sent = |index: usize, id: u128, outcome| Sent { id, tenant, kind: template.kind(index), outcome };
-    while Instant::now() < plan.deadline {
+    loop {
         let open = if let Some(open) = connection {
             open
         } else {
             let Ok(opened) = Connection::open(plan.address).await else {
                 seen.not_connected += 1;
+                if plan.is_over() {
+                    break;
+                }
                 sleep(CONNECT_PAUSE).await;
                 continue;
             };
             connection.insert(opened)
         };
-        let begun = Instant::now();
+        let begun = due.unwrap_or_else(Instant::now);
         let Ok(Ok(answer)) = timeout(ANSWER_TIMEOUT, open.exchange(&maker.bytes)).await else {
             // Sending it again could store it twice; the verification settles what became of it.
             *connection = None;
@@ -202,8 +304,12 @@ async fn send(
             *connection = None;
         }
         if (200..300).contains(&answer.status) {
-            seen.last = Some(Instant::now());
-            seen.latency.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+            let now = Instant::now();
+            seen.last = Some(now);
+            if begun >= plan.start + plan.load.warm_up {
+                let took = now.saturating_duration_since(begun).as_micros();
+                seen.latency.saturating_record(u64::try_from(took).unwrap_or(u64::MAX));
+            }
             let refused = rejected(&answer.body, maker.ids.len(), seen);
             let before = seen.events.len();
             let events = (0..).zip(&maker.ids).filter(|(index, _)| !refused.contains(index));
@@ -213,12 +319,12 @@ async fn send(
         }
         let sample = || String::from_utf8_lossy(answer.body.get(..400).unwrap_or(&answer.body)).into_owned();
         seen.samples.entry(answer.status).or_insert_with(sample);
-        if !matches!(answer.status, 429 | 503) {
-            seen.failed += 1;
-            return;
+        if !matches!(answer.status, 429 | 503) || plan.is_over() {
+            break;
         }
         seen.retries += 1;
-        sleep(Duration::from_secs(answer.retry_after.unwrap_or(1)).min(plan.deadline - begun)).await;
+        let left = plan.deadline.saturating_duration_since(Instant::now());
+        sleep(Duration::from_secs(answer.retry_after.unwrap_or(1)).min(left)).await;
     }
     seen.failed += 1;
 }
@@ -243,27 +349,30 @@ fn rejected(body: &[u8], events: usize, seen: &mut Seen) -> Vec<usize> {
     }
 }
 
-struct Connection {
+/// A kept connection.
+pub struct Connection {
     stream: TcpStream,
     read: Vec<u8>,
 }
 
-struct Answer {
-    status: u16,
+/// An answer.
+pub struct Answer {
+    pub status: u16,
     retry_after: Option<u64>,
     close: bool,
     body: Vec<u8>,
 }
 
 impl Connection {
-    async fn open(address: SocketAddr) -> io::Result<Self> {
+    /// Connects.
+    pub async fn open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, read: Vec::with_capacity(4096) })
     }
 
     /// Sends a request and reads its answer.
-    async fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
+    pub async fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
         self.stream.write_all(request).await?;
         self.read.clear();
         let body_at = loop {
@@ -273,29 +382,29 @@ impl Connection {
             self.read_more().await?;
         };
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-        let head = String::from_utf8_lossy(self.read.get(..body_at).unwrap_or(&[])).into_owned();
+        let head = std::str::from_utf8(self.read.get(..body_at).unwrap_or(&[])).map_err(|_| invalid("no text"))?;
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        let header = |name: &str| {
-            head.lines()
-                .filter_map(|line| line.split_once(':'))
-                .find(|(key, _)| key.eq_ignore_ascii_case(name))
-                .map(|(_, value)| value.trim())
-        };
-        let length: usize = header("content-length")
-            .and_then(|value| value.parse().ok())
-            .ok_or_else(|| invalid("an answer without content-length"))?;
+        let status = status.ok_or_else(|| invalid("an answer without a status"))?;
+        let (mut length, mut retry_after, mut close) = (None, None, false);
+        for (name, value) in head.lines().filter_map(|line| line.split_once(':')) {
+            let (is, value) = (|wanted: &str| name.eq_ignore_ascii_case(wanted), value.trim());
+            if is("content-length") {
+                length = value.parse().ok();
+            } else if is("retry-after") {
+                retry_after = value.parse().ok();
+            } else if is("connection") {
+                close = value.eq_ignore_ascii_case("close");
+            }
+        }
+        let length: usize = length.ok_or_else(|| invalid("an answer without content-length"))?;
         if length > LONGEST_ANSWER {
             return Err(invalid("an answer that is too long"));
         }
         while self.read.len() < body_at + length {
             self.read_more().await?;
         }
-        Ok(Answer {
-            status: status.ok_or_else(|| invalid("an answer without a status"))?,
-            retry_after: header("retry-after").and_then(|value| value.parse().ok()),
-            close: header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")),
-            body: self.read.get(body_at..body_at + length).unwrap_or(&[]).to_vec(),
-        })
+        let body = self.read.get(body_at..body_at + length).unwrap_or(&[]).to_vec();
+        Ok(Answer { status, retry_after, close, body })
     }
 
     async fn read_more(&mut self) -> io::Result<()> {

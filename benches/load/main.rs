@@ -7,23 +7,15 @@
 //! ```
 //! Bodies are prepared before the clock runs (`body`); connections send them and remember what was acknowledged
 //! (`client`); `verify` asks ClickHouse for every single id; `stats` reports. It runs on one thread by default, because it
-//! shares the machine with what it measures. The latency that it shows is the service time of a request: with `--rate` a
-//! server that falls behind shows in the rate.
-
-mod body;
-mod client;
-mod stats;
-mod verify;
+//! shares the machine with what it measures. With `--rate` the latency is counted from the moment at
+//! which a request was to be sent, so that a server that falls behind shows in it.
 
 use std::{
     fs::File,
     io::{BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -36,9 +28,12 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use client::{Outcome, Plan, Seen};
-use stats::{Cpu, Memory, Report};
-use verify::ClickHouse;
+use load::{
+    body,
+    client::{self, Load, Outcome, Plan, Seen},
+    stats::{Cpu, Memory, Report},
+    verify::{self, ClickHouse},
+};
 
 /// Sends events to the engine as fast as it takes them, or at a rate, and checks that all arrive
 #[derive(Parser)]
@@ -142,7 +137,7 @@ async fn run(options: &Options, url: &Uri) -> anyhow::Result<ExitCode> {
     let cpu_before = Cpu::now(options.engine_pid);
     let memory_before = options.engine_pid.and_then(Memory::now);
     let progress = tokio::spawn(show_progress(plan.clone()));
-    let mut seen = send(options, &plan).await?;
+    let mut seen = client::send(&plan).await?;
     progress.abort();
     let last = seen.last.unwrap_or(plan.start);
     let cpu = Cpu::now(options.engine_pid).since(&cpu_before, options.engine_pid);
@@ -187,46 +182,18 @@ async fn plan(options: &Options, url: &Uri) -> anyhow::Result<Plan> {
         .with_context(|| format!("cannot resolve {authority}"))?
         .next()
         .with_context(|| format!("{authority} has no address"))?;
-    let heads = (0..options.tenants).map(|tenant| {
-        let (id, key) = (body::tenant_id(tenant), body::tenant_key(tenant));
-        format!(
-            "POST /ingest HTTP/1.1\r\nHost: {authority}\r\nAuthorization: Bearer {id}:{key}\r\nContent-Type: \
-             application/json\r\nContent-Length: "
-        )
-    });
-    let heads = heads.collect();
-    let templates = body::templates(usize::try_from(options.batch)?);
-    let pace = match options.rate {
-        0 => Duration::ZERO,
-        rate => Duration::from_nanos(options.batch.saturating_mul(1_000_000_000) / rate),
-    };
-    // Last: all of the above is preparation.
-    let start = Instant::now();
-    Ok(Plan {
-        address,
-        heads,
-        templates,
+    let load = Load {
+        tenants: options.tenants,
         sessions: options.sessions,
+        connections: options.connections,
+        batch: options.batch,
+        rate: options.rate,
         requests: options.events.div_ceil(options.batch),
-        start,
-        deadline: start + Duration::from_secs(options.duration),
-        pace,
-        next: AtomicU64::new(0),
-        acknowledged: AtomicU64::new(0),
-    })
-}
-
-async fn send(options: &Options, plan: &Arc<Plan>) -> anyhow::Result<Seen> {
-    let connections = (0..options.connections).map(|_| {
-        let plan = plan.clone();
-        tokio::spawn(async move { client::run(&plan).await })
-    });
-    let connections: Vec<_> = connections.collect();
-    let mut all = Seen::new()?;
-    for connection in connections {
-        all.merge(connection.await??)?;
-    }
-    Ok(all)
+        duration: Duration::from_secs(options.duration),
+        warm_up: Duration::ZERO,
+        backlog: u64::MAX,
+    };
+    Ok(Plan::new(address, load))
 }
 
 async fn show_progress(plan: Arc<Plan>) {

@@ -66,8 +66,8 @@ fn process(id: u32) -> Option<Process> {
 /// Resident memory of a process, in MiB.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    now: f64,
-    most: f64,
+    pub now: f64,
+    pub most: f64,
 }
 
 impl Memory {
@@ -98,8 +98,9 @@ pub struct Report {
     pub verdict: Option<Verdict>,
 }
 
+/// A count as a number to reckon with.
 #[expect(clippy::cast_precision_loss, reason = "numbers for people")]
-fn real(number: u64) -> f64 {
+pub fn real(number: u64) -> f64 {
     number as f64
 }
 

@@ -48,6 +48,8 @@
 //! Not a queue for many consumers (there is one reader), not a replicated log, not a store to look things up in: what
 //! [`Wal::find`] does for a person reads all that may hold the event.
 
+#[doc(hidden)]
+pub mod bench;
 mod books;
 mod care;
 mod disk;

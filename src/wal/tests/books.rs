@@ -157,7 +157,9 @@ async fn a_closed_log_is_counted_as_the_next_open_would_and_left_as_it_is() {
                 let places: Vec<_> = memchr::memmem::find_iter(&bytes, &MAGIC).collect();
                 let seq = places.iter().map(|at| seq_at(*at)).max().unwrap();
                 let places: Vec<_> = places.into_iter().filter(|at| seq_at(*at) == seq).collect();
-                places.into_iter().for_each(|at| bytes[at] ^= 1);
+                for at in places {
+                    bytes[at] ^= 1;
+                }
                 std::fs::write(&db, bytes).unwrap();
             }
             let before = files(folder.path());

@@ -109,6 +109,14 @@ fn pick<'a>(rng: &mut SmallRng, words: &[&'a str]) -> &'a str {
     words.get(rng.random_range(0..words.len())).copied().unwrap_or("")
 }
 
+/// A page of a site of 2,000: the one of rank n is asked for about 1/n times as often as the first.
+fn page(rng: &mut SmallRng) -> usize {
+    const PAGES: f64 = 2000.0;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to 2,000")]
+    let page = PAGES.powf(rng.random_range(0.0..1.0)) as usize;
+    page
+}
+
 fn kind(rng: &mut SmallRng) -> u8 {
     let mut draw = rng.random_range(0..100);
     for (index, (_, share)) in (0_u8..).zip(KINDS) {
@@ -143,8 +151,10 @@ fn event(text: &mut String, rng: &mut SmallRng) -> Places {
     let user = place(text, ",\"user_id\":\"", USER_PLACE);
     let timestamp = place(text, ",\"timestamp\":\"", TIMESTAMP_PLACE);
 
-    let (first, second) = (pick(rng, &WORDS), pick(rng, &WORDS));
-    let path = format!("/{}/{first}-{second}-{}", pick(rng, &SECTIONS), rng.random_range(0..500));
+    let page = page(rng);
+    let of = |words: &[&'static str], number: usize| words.get(number % words.len()).copied().unwrap_or("");
+    let (first, second) = (of(&WORDS, page), of(&WORDS, page / WORDS.len()));
+    let path = format!("/{}/{first}-{second}-{page}", of(&SECTIONS, page / 3));
     let name = KINDS.get(usize::from(kind)).map_or("custom", |(name, _)| name);
     let mut add = |arguments: std::fmt::Arguments<'_>| text.push_str(&arguments.to_string());
     add(format_args!(",\"type\":\"{name}\",\"path\":\"{path}\""));

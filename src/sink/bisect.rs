@@ -291,7 +291,7 @@ impl Trial<'_> {
     async fn insert(&self, into: &str, rows: &[usize]) -> Result<(), QueryError> {
         let body = &self.search.block.body;
         let bytes = |row: &usize| self.rows.get(*row).and_then(|row| body.get(row.start..row.end)).unwrap_or_default();
-        let gathered: Vec<u8> = rows.iter().flat_map(|row| bytes(row)).copied().collect();
+        let gathered: Vec<u8> = rows.iter().flat_map(bytes).copied().collect();
         self.insert_body(into, Bytes::from(gathered), rows.len()).await
     }
 

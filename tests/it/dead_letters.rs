@@ -478,7 +478,7 @@ fn rows_that_are_stored_and_refused_now_are_no_letters() {
     let clickhouse = engine.clickhouse();
     // The rows are in the table, and the view has none.
     clickhouse.query(
-        "CREATE MATERIALIZED VIEW overwatch.bad ENGINE = MergeTree ORDER BY n AS SELECT throwIf(name = 'evil') AS n FROM overwatch.events",
+        "CREATE MATERIALIZED VIEW overwatch.bad ENGINE = MergeTree ORDER BY n AS SELECT throwIf(user_id = 'user-3') AS n FROM overwatch.events",
     );
     send(&engine, 0..10, &[3]);
     eventually("the view fails", || engine.component("sink")["reason"].to_string().contains("overwatch.bad fails"));

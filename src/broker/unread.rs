@@ -24,6 +24,8 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(10);
 /// A partition whose end the broker does not tell (some tell a wrong one) has ended when nothing came for so long.
 const QUIET: Duration = Duration::from_secs(2);
+/// A topic that never pauses is read for so long.
+const LONGEST: Duration = Duration::from_mins(10);
 /// How long one wait for a message is.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -50,7 +52,7 @@ pub(crate) struct Unread {
 /// Reads what is unread of the topic of `settings`; nothing when there is no such topic. Blocks.
 ///
 /// # Errors
-/// [`KafkaError`] when the broker does not answer.
+/// [`KafkaError`] when the broker does not answer, or the end of the topic is not reached in ten minutes.
 pub(crate) fn unread(settings: &Settings) -> Result<Option<Unread>, KafkaError> {
     let mut config = settings.client_config();
     config
@@ -93,8 +95,12 @@ pub(crate) fn unread(settings: &Settings) -> Result<Option<Unread>, KafkaError> 
     }
     consumer.assign(&from)?;
     let mut open: HashSet<i32> = partitions.into_iter().collect();
-    let mut heard = Instant::now();
+    let began = Instant::now();
+    let mut heard = began;
     while !open.is_empty() && heard.elapsed() < QUIET {
+        if began.elapsed() > LONGEST {
+            return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
+        }
         match consumer.poll(POLL) {
             Some(Ok(message)) => {
                 heard = Instant::now();

@@ -292,7 +292,7 @@ impl Places {
         }
         let mut text = String::new();
         let fields = ORDER.iter().filter_map(|name| Some((*name, shown.get(*name)?)));
-        let fields = fields.filter(|(_, value)| **value != Value::from(""));
+        let fields = fields.filter(|(_, value)| value.as_str() != Some(""));
         for (name, value) in fields {
             match value {
                 Value::String(value) => writeln!(text, "{name:<12} {value}")?,

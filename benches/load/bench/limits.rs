@@ -67,15 +67,15 @@ async fn http(options: &Options, batch: u64) -> anyhow::Result<f64> {
 
 /// The server of [`http`]; runs until it is killed.
 pub fn answer(port: u16, batch: u64) -> anyhow::Result<ExitCode> {
+    async fn read(State(answer): State<Bytes>, body: Bytes) -> impl IntoResponse {
+        drop(body);
+        ([(header::CONTENT_TYPE, "application/json")], answer)
+    }
     // What the load generator expects of an engine.
     let answer = format!(
         "{{\"status\":\"success\",\"batch_id\":\"00000000-0000-0000-0000-000000000000\",\"events_accepted\":{batch},\
          \"events_rejected\":0,\"ingest_latency_ms\":1,\"duplicates\":0}}"
     );
-    async fn read(State(answer): State<Bytes>, body: Bytes) -> impl IntoResponse {
-        drop(body);
-        ([(header::CONTENT_TYPE, "application/json")], answer)
-    }
     let router = Router::new().route("/ingest", post(read)).layer(DefaultBodyLimit::disable());
     let router = router.with_state(Bytes::from(answer));
     tokio::runtime::Runtime::new()?.block_on(async {

@@ -72,10 +72,6 @@ pub fn answer(port: u16, batch: u64) -> anyhow::Result<ExitCode> {
         "{{\"status\":\"success\",\"batch_id\":\"00000000-0000-0000-0000-000000000000\",\"events_accepted\":{batch},\
          \"events_rejected\":0,\"ingest_latency_ms\":1,\"duplicates\":0}}"
     );
-    async fn read(State(answer): State<Bytes>, body: Bytes) -> impl IntoResponse {
-        drop(body);
-        ([(header::CONTENT_TYPE, "application/json")], answer)
-    }
     let router = Router::new().route("/ingest", post(read)).layer(DefaultBodyLimit::disable());
     let router = router.with_state(Bytes::from(answer));
     tokio::runtime::Runtime::new()?.block_on(async {
@@ -83,6 +79,11 @@ pub fn answer(port: u16, batch: u64) -> anyhow::Result<ExitCode> {
         axum::serve(listener, router).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn read(State(answer): State<Bytes>, body: Bytes) -> impl IntoResponse {
+    drop(body);
+    ([(header::CONTENT_TYPE, "application/json")], answer)
 }
 
 /// A bare file that is appended to and synced, 64 KiB at a time.

@@ -11,7 +11,7 @@ pub fn describe(options: &Options) -> Vec<(&'static str, String)> {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
         line.split_once(':').map_or_else(String::new, |(_, value)| value.trim().to_owned())
     };
-    let cores = thread::available_parallelism().map_or_else(|_| "?".to_owned(), |cores| cores.to_string());
+    let cores = thread::available_parallelism().map_or_else(|_| "?".to_owned(), |cores| format!("{cores}"));
     let memory: u64 = field(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0);
     vec![
         ("date", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()),

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use options::{Measurement, Options};
 use table::Results;
@@ -39,6 +40,8 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
         *build = build.canonicalize().with_context(|| format!("there is no {}", build.display()))?;
     }
     std::fs::create_dir_all(&options.dir).with_context(|| format!("cannot create {}", options.dir.display()))?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut results = vec![Results::default(); builds.len()];
     let mut failed = Vec::new();
     for run in 1..=options.runs {
@@ -52,10 +55,8 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 let measured = tokio::select! {
                     measured = measure::measure(options, build, measurement) => measured,
                     // Processes and folders go with what is dropped.
-                    stopped = tokio::signal::ctrl_c() => {
-                        stopped?;
-                        anyhow::bail!("stopped");
-                    }
+                    _ = interrupt.recv() => anyhow::bail!("stopped by SIGINT"),
+                    _ = terminate.recv() => anyhow::bail!("stopped by SIGTERM"),
                 };
                 match measured {
                     Ok(figures) => results.add(figures),

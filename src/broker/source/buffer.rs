@@ -153,6 +153,8 @@ pub(super) struct Block {
     pub(super) repeats: usize,
     /// Tells the range from one of the same offsets of a topic that was made anew.
     pub(super) mark: u32,
+    /// The logs that its rows come from.
+    pub(super) logs: Vec<WalId>,
     pub(super) letters: Vec<Letter>,
     /// What its pieces took, in bytes, to be given back when the range is committed.
     pub(super) size: usize,
@@ -265,6 +267,7 @@ impl Buffer {
             replayed: self.recorded.is_some_and(|last| last >= first),
             repeats: 0,
             mark: self.pieces.iter().find_map(Piece::mark).unwrap_or(0),
+            logs: Vec::new(),
             letters: Vec::new(),
             size: 0,
         };
@@ -273,6 +276,11 @@ impl Buffer {
             block.size += piece.size();
             block.last = piece.offset;
             read += piece.rows;
+            for log in piece.wal_ids() {
+                if !block.logs.contains(&log) {
+                    block.logs.push(log);
+                }
+            }
             block.rows += piece.append_new(marks, &mut block.body);
             block.oldest_received_at_ms = block.oldest_received_at_ms.min(piece.oldest_received_at_ms);
             block.first_expiry = piece.expiries.iter().copied().fold(block.first_expiry, u32::min);

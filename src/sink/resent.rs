@@ -10,8 +10,8 @@
 //!
 //! # Memory
 //! Of each partition in which rows of several logs were met lately the hashes of its events are kept, 8 bytes each and 10 to
-//! 20 in their table: those of the last window and of up to three before it, and no more than `dedup.max_ids` in all partitions
-//! of the member together. A hash that is known is no more than a suspicion: ClickHouse tells, of the events in question and of
+//! 20 in their table: those of the last two to four windows (of one after an assignment), and no more than `dedup.max_ids` in
+//! all partitions of the member together. A hash that is known is no more than a suspicion: ClickHouse tells, of the events in question and of
 //! no others. A log is new at every start of its node, so for a while after a start hashes are kept for one node too.
 //!
 //! # What is asked
@@ -327,7 +327,8 @@ impl Seen {
     /// Takes in an event; false when it may have been there before.
     fn is_new(&mut self, event: Event) -> bool {
         let hash = self.seed.hash_one(event);
-        !self.older.contains(&hash) && self.newer.insert(hash)
+        // Into the newer half in any case: it may be kept, because the one that is known is too old.
+        self.newer.insert(hash) && !self.older.contains(&hash)
     }
 
     /// Makes room for rows that were received at `received_at_ms`.

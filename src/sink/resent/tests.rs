@@ -87,6 +87,17 @@ fn what_was_seen_is_bounded_by_number_and_by_time() {
     assert!(seen.is_new(event(1000)));
 }
 
+/// Found by the model below: it was known only as long as the first one was.
+#[test]
+fn an_event_that_comes_again_is_known_for_as_long_as_one_that_is_new() {
+    let mut seen = Seen::new(0);
+    let event = row(1, 1, 1, 0).event;
+    seen.was(event);
+    assert!(!seen.is_new(event));
+    seen.turn(2 * SPAN_MS + 1, 100, SPAN_MS);
+    assert!(!seen.is_new(event));
+}
+
 #[tokio::test]
 async fn without_a_window_and_without_a_topic_nothing_is_asked() {
     let settings = Settings {

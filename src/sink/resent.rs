@@ -10,13 +10,13 @@
 //!
 //! # Memory
 //! Of each partition in which rows of several logs were met lately the hashes of its events are kept, 8 bytes each and 10 to
-//! 20 in their table: those of the last two to four windows (of one after an assignment), and no more than `dedup.max_ids` in
-//! all partitions of the member together. A hash that is known is no more than a suspicion: ClickHouse tells, of the events in question and of
+//! 20 in their table: those of the last two to four windows, and no more than `dedup.max_ids` in all partitions of the
+//! member together. A hash that is known is no more than a suspicion: ClickHouse tells, of the events in question and of
 //! no others. A log is new at every start of its node, so for a while after a start hashes are kept for one node too.
 //!
 //! # What is asked
-//! With the first range of an assignment: of which logs the partition has rows that a window earlier than the range or less were
-//! received. If these are several, and when a second one comes later, their hashes are read, the newest first of too many. A
+//! With the first range of an assignment: of which logs the partition has rows that were received within two windows before the
+//! range. If these are several, and when a second one comes later, their hashes are read, the newest first of too many. A
 //! failed question forgets the partition, and the range, which waits, asks again from the beginning.
 //!
 //! # The decision
@@ -222,7 +222,7 @@ impl Resent {
     }
 
     fn since_ms(&self, range: &Range) -> i64 {
-        range.oldest_received_at_ms.saturating_sub(self.span_ms).max(0)
+        range.oldest_received_at_ms.saturating_sub(self.span_ms.saturating_mul(WINDOWS)).max(0)
     }
 
     /// Takes up a partition.

@@ -94,10 +94,7 @@ struct Partition {
 }
 
 /// The logs whose rows came lately, each with the time of its last.
-struct Logs {
-    last_ms: HashMap<WalId, i64>,
-    newest_ms: i64,
-}
+struct Logs(HashMap<WalId, i64>);
 
 /// Hashes of events, in two halves: the newer one takes the place of the older when it is full or old.
 struct Seen {
@@ -180,7 +177,8 @@ impl Resent {
             Some(partition) => partition,
             None => self.met(range, table).await?,
         };
-        partition.logs.take(&beside.logs, range.oldest_received_at_ms, self.span_ms);
+        let received_ms = (range.oldest_received_at_ms, beside.newest_received_at_ms);
+        partition.logs.take(&beside.logs, received_ms, self.span_ms);
         let mut copies = HashSet::new();
         if partition.logs.are_several() {
             let most = (self.most / beside.partitions.max(1)).max(2);
@@ -295,22 +293,21 @@ impl From<Found> for Stored {
 
 impl Logs {
     fn new(last_ms: impl Iterator<Item = (WalId, i64)>) -> Self {
-        Self { last_ms: last_ms.collect(), newest_ms: 0 }
+        Self(last_ms.collect())
     }
 
-    /// Rows of `logs` come in; forgets those whose rows did not come for long.
-    fn take(&mut self, logs: &[WalId], received_at_ms: i64, span_ms: i64) {
-        self.newest_ms = self.newest_ms.max(received_at_ms);
+    /// Rows of `logs` come in, received between these times; forgets those whose rows did not come for long before.
+    fn take(&mut self, logs: &[WalId], (oldest_ms, newest_ms): (i64, i64), span_ms: i64) {
         for log in logs {
-            let last_ms = self.last_ms.entry(*log).or_insert(received_at_ms);
-            *last_ms = received_at_ms.max(*last_ms);
+            let last_ms = self.0.entry(*log).or_insert(newest_ms);
+            *last_ms = newest_ms.max(*last_ms);
         }
-        let since_ms = self.newest_ms.saturating_sub(span_ms.saturating_mul(WINDOWS));
-        self.last_ms.retain(|log, last_ms| *last_ms >= since_ms || logs.contains(log));
+        let since_ms = oldest_ms.saturating_sub(span_ms.saturating_mul(WINDOWS));
+        self.0.retain(|_, last_ms| *last_ms >= since_ms);
     }
 
     fn are_several(&self) -> bool {
-        self.last_ms.len() > 1
+        self.0.len() > 1
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Block {
 pub struct Beside {
     /// The logs that its rows come from: nearly always one.
     pub logs: Vec<WalId>,
+    /// When the newest row was accepted, in Unix milliseconds.
+    pub newest_received_at_ms: i64,
     /// How many partitions this member of the group has.
     pub partitions: usize,
 }

@@ -433,7 +433,11 @@ impl Committer {
                 first_expiry: block.first_expiry,
                 replayed: block.replayed,
                 of_earlier_opening: false,
-                beside: Some(Beside { logs: block.logs, partitions }),
+                beside: Some(Beside {
+                    logs: block.logs,
+                    newest_received_at_ms: block.newest_received_at_ms,
+                    partitions,
+                }),
                 generation: entry.generation,
                 revoked: partition.revoked.clone(),
             });

@@ -59,15 +59,15 @@ fn the_nil_id_is_no_id() {
 fn a_log_alone_is_nothing_to_compare_with() {
     let (a, b) = (WalId(Uuid::from_u128(1)), WalId(Uuid::from_u128(2)));
     let mut logs = Logs::new(std::iter::empty());
-    logs.take(&[a], 100, SPAN_MS);
+    logs.take(&[a], (100, 100), SPAN_MS);
     assert!(!logs.are_several());
-    logs.take(&[b], 105, SPAN_MS);
+    logs.take(&[a, b], (80, 105), SPAN_MS);
     assert!(logs.are_several());
-    logs.take(&[a], 125, SPAN_MS);
+    logs.take(&[a], (125, 170), SPAN_MS);
     assert!(logs.are_several());
-    logs.take(&[a], 126, SPAN_MS);
+    logs.take(&[a], (126, 170), SPAN_MS);
     assert!(!logs.are_several(), "nothing came of the other for long");
-    logs.take(&[b], 100, SPAN_MS);
+    logs.take(&[b], (100, 100), SPAN_MS);
     assert!(logs.are_several(), "and it may come late");
 }
 
@@ -143,10 +143,14 @@ impl Model {
         let oldest_ms = rows.iter().map(|row| row.received_at_ms).min().unwrap();
         let since = |row: &&&Row| row.received_at_ms >= oldest_ms - WINDOWS * SPAN_MS;
         let logs = self.logs.get_or_insert_with(|| {
-            Logs::new(before.iter().filter(since).map(|row| (row.origin.wal_id, row.received_at_ms)))
+            let mut rows: Vec<&&Row> = before.iter().filter(since).collect();
+            // Of each log the newest stays.
+            rows.sort_by_key(|row| row.received_at_ms);
+            Logs::new(rows.into_iter().map(|row| (row.origin.wal_id, row.received_at_ms)))
         });
         let theirs: Vec<WalId> = rows.iter().map(|row| row.origin.wal_id).collect();
-        logs.take(&theirs, oldest_ms, SPAN_MS);
+        let newest_ms = rows.iter().map(|row| row.received_at_ms).max().unwrap();
+        logs.take(&theirs, (oldest_ms, newest_ms), SPAN_MS);
         if !logs.are_several() {
             self.seen = None;
             return HashSet::new();

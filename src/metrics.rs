@@ -56,8 +56,8 @@ pub struct StageLabels {
 /// Label of `sink_left_out`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LeftOutLabels {
-    /// `expired` (their time was over when they arrived), `erased` (on request) or `stored` (by another process, with a copy of
-    /// the log).
+    /// `expired` (their time was over when they arrived), `erased` (on request), `duplicate` (sent to another node as well) or
+    /// `stored` (by another process, with a copy of the log).
     pub reason: &'static str,
 }
 

@@ -181,6 +181,26 @@ impl Client {
         bounded(limit, self.http.query_raw(sql).fetch_all::<T>()).await
     }
 
+    /// Runs a query and gives each of its rows to `take` as it comes, for answers that are too large to be held.
+    ///
+    /// # Errors
+    /// [`QueryError`]; some rows may have been given.
+    pub async fn fetch_each<T: Row + RowOwned + RowRead>(
+        &self,
+        sql: &str,
+        limit: Duration,
+        mut take: impl FnMut(T),
+    ) -> Result<(), QueryError> {
+        bounded(limit, async {
+            let mut rows = self.http.query_raw(sql).fetch::<T>()?;
+            while let Some(row) = rows.next().await? {
+                take(row);
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Runs a query and returns all of its rows as `RowBinary`.
     ///
     /// # Errors

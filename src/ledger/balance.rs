@@ -24,7 +24,7 @@ pub struct Terms {
     pub rejected: i64,
     /// Not wanted by a plugin.
     pub dropped: i64,
-    /// Of an id that was received before.
+    /// Of an id that was received before, by this node or, as the sink found, by another.
     pub duplicate: i64,
     /// On this node's disk, on its way.
     pub in_wal: i64,
@@ -212,7 +212,7 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
         received: signed(received),
         rejected: signed(rejected),
         dropped: signed(dropped) + found.left_dropped,
-        duplicate: signed(duplicates),
+        duplicate: signed(duplicates) + found.left_duplicate,
         in_wal,
         in_broker: found.in_broker,
         stored: found.stored,
@@ -228,6 +228,7 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
         + found.left_erased
         + found.left_expired
         + found.left_dropped
+        + found.left_duplicate
         + found.dead_lettered;
     let appended = signed(appended);
     let front = signed(received) - signed(rejected) - signed(dropped) - signed(duplicates) - appended;
@@ -280,7 +281,8 @@ mod tests {
             left_erased: 1,
             left_expired: 2,
             left_dropped: 3,
-            dead_lettered: 4,
+            left_duplicate: 2,
+            dead_lettered: 2,
             ..Found::default()
         };
         (account, 20, found)
@@ -296,6 +298,7 @@ mod tests {
         let report = report(account, in_wal, found);
         assert!(report.balanced && report.stages.is_empty() && report.terms.difference() == 0, "{report:?}");
         assert_eq!((report.terms.erased, report.terms.expired, report.terms.dropped), (7, 11, 5));
+        assert_eq!(report.terms.duplicate, 22);
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::{
 pub(crate) enum Reason {
     /// Its time was over when it arrived.
     Expired,
+    /// Sent to another node as well, whose copy is stored.
+    Duplicate,
     /// On request.
     Erased,
     /// A plugin did not want it when it was run again.

@@ -31,6 +31,7 @@ pub(super) struct Found {
     pub(super) left_erased: i64,
     pub(super) left_expired: i64,
     pub(super) left_dropped: i64,
+    pub(super) left_duplicate: i64,
     pub(super) dead_lettered: i64,
     /// Unread in the topic.
     pub(super) in_broker: i64,
@@ -104,6 +105,7 @@ pub(super) async fn count(
             "left erased" => &mut found.left_erased,
             "left expired" => &mut found.left_expired,
             "left dropped" => &mut found.left_dropped,
+            "left duplicate" => &mut found.left_duplicate,
             "left dead" => &mut found.dead_lettered,
             "letters gone" => &mut found.letters_gone,
             _ => continue,

@@ -191,6 +191,11 @@ pub(super) fn sink(config: &Config) -> sink::Settings {
     }
 }
 
+/// How far the sink behind a broker looks for events that were sent to several nodes.
+pub(super) fn window(config: &Config) -> sink::Window {
+    sink::Window { span: config.dedup.window, ids: config.dedup.max_ids }
+}
+
 /// The server's settings, or those of the child at `embedded`: on loopback, where compressing costs more than it saves,
 /// and without a password.
 pub(super) fn clickhouse(config: &Config, embedded: Option<String>) -> clickhouse::Settings {

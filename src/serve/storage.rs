@@ -135,6 +135,7 @@ async fn run_sink(common: &Common, log: Option<OpenLog>, setup: SinkSetup, stop:
         .context("joining the consumer group")?;
         let sink =
             Sink::new(source, client.clone(), letters, settings, health, metrics).with_erasures(erasures.clone());
+        let sink = sink.with_window(settings::window(config));
         let events = sink.with_tables(tables, template, mode).run(stop.clone());
         let events = async { events.await.map_err(anyhow::Error::from) };
         tokio::try_join!(events, store_parked(common, client, erasures, stop))?;
@@ -196,7 +197,7 @@ async fn store_parked(common: &Common, client: Client, erasures: Erasures, stop:
     let settings = sink::Settings { shows_lag: false, ..settings::sink(config) };
     let letters = common.dead_letters.clone();
     let sink = Sink::new(source, client, letters, settings, health.component("parked_sink"), Arc::clone(metrics));
-    sink.with_erasures(erasures).run(stop).await?;
+    sink.with_erasures(erasures).with_window(settings::window(config)).run(stop).await?;
     Ok(())
 }
 

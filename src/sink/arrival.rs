@@ -29,7 +29,9 @@ pub(super) struct Arrival {
     pub(super) expired: usize,
     /// Rows that were left out because they were erased.
     pub(super) erased: usize,
-    /// Both, for the ledger.
+    /// Rows that were left out because their event was sent to another node as well.
+    pub(super) duplicate: usize,
+    /// All three, for the ledger.
     pub(super) gone: Vec<Gone>,
     /// Rows that were left out because another process has stored them: of `events`, and of `parked_events`.
     pub(super) stored: [usize; 2],
@@ -49,6 +51,25 @@ impl Arrival {
         for (block, table) in [(&mut self.events, Table::Events), (&mut self.parked, Table::Parked)] {
             *block = rest(block, table, |_, origin, _| !places.contains(&origin.place()))?;
         }
+        Ok(())
+    }
+
+    /// Leaves out the rows that entered at `places` and whose event is stored from another place.
+    pub(super) fn leave_out_duplicates(&mut self, places: &HashSet<Place>) -> Result<(), BinaryError> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let before = self.gone.len();
+        for (block, table) in [(&mut self.events, Table::Events), (&mut self.parked, Table::Parked)] {
+            *block = rest(block, table, |row, origin, position| {
+                let stays = !places.contains(&origin.place());
+                if !stays {
+                    self.gone.push(Gone::new(row, origin, position, Reason::Duplicate));
+                }
+                stays
+            })?;
+        }
+        self.duplicate = self.gone.len() - before;
         Ok(())
     }
 
@@ -75,8 +96,15 @@ pub(super) fn token(range: &Range, block: &Block, stored: usize) -> String {
 /// A row that cannot be read, which this process has written itself.
 pub(super) async fn sort(range: &Range, erased: Arc<Set>, now: u32) -> Result<Arrival, BinaryError> {
     let events = Block { rows: range.rows, body: range.body.clone() };
-    let whole =
-        Arrival { events, parked: range.parked.clone(), expired: 0, erased: 0, gone: Vec::new(), stored: [0; 2] };
+    let whole = Arrival {
+        events,
+        parked: range.parked.clone(),
+        expired: 0,
+        erased: 0,
+        duplicate: 0,
+        gone: Vec::new(),
+        stored: [0; 2],
+    };
     if erased.is_empty() && range.first_expiry > now {
         return Ok(whole);
     }

@@ -24,6 +24,7 @@ use super::{
     copies,
     recount::{self, RecountError, Stored},
     report::Report,
+    resent::{Resent, Window},
     source::{Block, Range},
 };
 use crate::{
@@ -121,12 +122,14 @@ struct Attempts {
     /// Where the rows entered that another process has stored. Looked for before the first attempt, which leaves rows of its
     /// own.
     elsewhere: Option<HashSet<Place>>,
+    /// Where the rows entered whose event another node has sent too. Looked for once, whatever is stored by then.
+    resent: Option<HashSet<Place>>,
 }
 
 impl Attempts {
     fn of(range: &Range) -> Self {
         let elsewhere = if range.of_earlier_opening { None } else { Some(HashSet::new()) };
-        Self { in_doubt: range.replayed, refused: HashSet::new(), letters: 0, recalled: false, elsewhere }
+        Self { in_doubt: range.replayed, refused: HashSet::new(), letters: 0, recalled: false, elsewhere, resent: None }
     }
 }
 
@@ -147,6 +150,7 @@ pub(super) struct Inserter {
     schema_in_doubt: AtomicBool,
     gate: OnceLock<Gate>,
     erasures: OnceLock<Erasures>,
+    resent: OnceLock<Resent>,
     letters: DeadLetters,
     /// By table, rows that were stored lately.
     samples: Mutex<BTreeMap<&'static str, Vec<Bytes>>>,
@@ -166,13 +170,14 @@ impl Inserter {
         // Only looked at: what it would create does not matter.
         let template = Template { database: client.database().to_owned(), cluster: None, embedded: false };
         let schema = Migrator::new(client.clone(), template);
-        let (schema_in_doubt, gate, erasures) = (AtomicBool::new(false), OnceLock::new(), OnceLock::new());
+        let schema_in_doubt = AtomicBool::new(false);
         Self {
             client,
             schema,
             schema_in_doubt,
-            gate,
-            erasures,
+            gate: OnceLock::new(),
+            erasures: OnceLock::new(),
+            resent: OnceLock::new(),
             letters,
             samples: Mutex::default(),
             settings,
@@ -189,6 +194,11 @@ impl Inserter {
     /// Leaves out what was erased. The first handle stays.
     pub(super) fn apply(&self, erasures: Erasures) {
         self.erasures.get_or_init(|| erasures);
+    }
+
+    /// Leaves out what was sent to another node as well. The first window stays.
+    pub(super) fn compare(&self, window: Window) {
+        self.resent.get_or_init(|| Resent::new(self.client.clone(), window));
     }
 
     /// Inserts `range` until it is stored, its partition is taken away, or `stop` comes while it cannot be stored.
@@ -254,6 +264,14 @@ impl Inserter {
         {
             tables.bring_up(&self.client, template, *mode).await?;
         }
+        if known.resent.is_none()
+            && let Some(resent) = self.resent.get()
+        {
+            known.resent = Some(match resent.look(range).await {
+                Err(RecountError::Query(error)) => self.noted(Err(error))?,
+                looked => looked?,
+            });
+        }
         // Held until the inserts have ended: by then every sink that says so applies what it says.
         let erased = match self.erasures.get() {
             Some(erasures) => self.noted(erasures.lease().await)?,
@@ -261,6 +279,9 @@ impl Inserter {
         };
         let now = u32::try_from(jiff::Timestamp::now().as_second()).unwrap_or(u32::MAX - 1);
         let mut arrival = arrival::sort(range, Arc::clone(&erased), now).await?;
+        if let Some(resent) = &known.resent {
+            arrival.leave_out_duplicates(resent)?;
+        }
         self.recall(range, &arrival, known).await?;
         arrival.leave_out_refused(&known.refused)?;
         let started = Instant::now();
@@ -434,9 +455,12 @@ impl Inserter {
         self.metrics.sink_rows.inc_by(arrival.events.rows as u64);
         self.metrics.sink_parked_rows.inc_by(arrival.parked.rows as u64);
         self.metrics.sink_inserts.inc_by(rows.into_iter().filter(|rows| *rows > 0).count() as u64);
-        for (reason, count) in
-            [("expired", arrival.expired), ("erased", arrival.erased), ("stored", arrival.stored.iter().sum())]
-        {
+        for (reason, count) in [
+            ("expired", arrival.expired),
+            ("erased", arrival.erased),
+            ("duplicate", arrival.duplicate),
+            ("stored", arrival.stored.iter().sum()),
+        ] {
             if count > 0 {
                 self.metrics.sink_left_out.get_or_create(&LeftOutLabels { reason }).inc_by(count as u64);
                 tracing::info!(range = %range.id, reason, rows = count, "left rows out of an insert");

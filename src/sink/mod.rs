@@ -17,6 +17,7 @@
 //! - A range whose partition is taken away is given up at once: its new owner repeats it.
 //! - On shutdown nothing new is taken, a running insert or commit may finish within [`Settings::drain`], and one that is
 //!   waiting for its next attempt is left where it came from.
+//! - Rows of an event that was sent to another node as well are left out, and counted (`resent`).
 //! - Rows whose time is over and rows that were erased on request are left out, and counted.
 
 mod arrival;
@@ -25,6 +26,7 @@ mod copies;
 mod insert;
 mod recount;
 mod report;
+mod resent;
 pub mod source;
 pub mod wal_source;
 
@@ -50,6 +52,7 @@ pub(crate) use arrival::rest;
 use insert::{Gate, Inserter, Outcome};
 pub(crate) use insert::{insert_settings, statement as insert_statement};
 use report::Report;
+pub use resent::Window;
 use source::{Range, RangeId, Source, SourceError};
 
 /// How often the lag is measured: about as often as anybody reads it.
@@ -125,6 +128,13 @@ impl<S: Source> Sink<S> {
     #[must_use]
     pub fn with_tables(self, tables: Tables, template: Template, mode: Mode) -> Self {
         self.inserter.guard(Gate { tables, template, mode });
+        self
+    }
+
+    /// Leaves out the rows of events that were sent to another node as well within `window`.
+    #[must_use]
+    pub fn with_window(self, window: Window) -> Self {
+        self.inserter.compare(window);
         self
     }
 

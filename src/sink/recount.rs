@@ -49,7 +49,8 @@ pub(super) struct Stored<'a> {
 
 /// One row's identity and its place in the block.
 pub(super) struct Row {
-    event: (TenantId, EventId),
+    pub(super) event: (TenantId, EventId),
+    pub(super) received_at_ms: i64,
     pub(super) origin: Origin,
     pub(super) start: usize,
     pub(super) end: usize,
@@ -141,7 +142,7 @@ pub(super) fn read(table: Table, body: &[u8]) -> Result<(Vec<Row>, (i64, i64)), 
         let start = body.len() - input.len();
         let (event, received_at_ms, origin) = row::read_insert_origin(table, &mut input)?;
         received = (received.0.min(received_at_ms), received.1.max(received_at_ms));
-        rows.push(Row { event, origin, start, end: body.len() - input.len() });
+        rows.push(Row { event, received_at_ms, origin, start, end: body.len() - input.len() });
     }
     Ok((rows, received))
 }

@@ -18,6 +18,8 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::ids::WalId;
+
 /// How much one range may hold, rows of all tables together. The first bound that is reached closes it.
 #[derive(Clone, Debug)]
 pub struct RangeLimits {
@@ -65,6 +67,17 @@ pub struct Block {
     pub body: Bytes,
 }
 
+/// What there is beside a range in its topic.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// The logs that its rows come from: nearly always one.
+    pub logs: Vec<WalId>,
+    /// When the newest row was accepted, in Unix milliseconds.
+    pub newest_received_at_ms: i64,
+    /// How many partitions this member of the group has.
+    pub partitions: usize,
+}
+
 /// A contiguous range of one partition, encoded as one block of an insert for each table that it has rows of.
 #[derive(Debug)]
 pub struct Range {
@@ -85,6 +98,8 @@ pub struct Range {
     /// Whether its rows are of an earlier opening of the log. If the log's folder is a copy (restored from a backup, cloned to
     /// a second machine), another process may have stored them, in ranges of its own.
     pub of_earlier_opening: bool,
+    /// Nothing for the log: its own dedup window has seen every row.
+    pub beside: Option<Beside>,
     /// The assignment under which the range was formed: 0 for the log, growing with every rebalance of a group.
     pub generation: u64,
     /// Cancelled when the partition is taken away: the insert is then somebody else's to repeat.

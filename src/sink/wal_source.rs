@@ -214,7 +214,7 @@ impl Source for WalSource {
         // Nobody else reads this log: it stays ours, in its place, and is given out again.
         let (id, revoked) = (range.id.clone(), CancellationToken::new());
         let (body, parked) = (range.body.clone(), range.parked.clone());
-        self.again.push_back(Range { id, body, parked, revoked, replayed: true, ..*range });
+        self.again.push_back(Range { id, body, parked, revoked, replayed: true, beside: None, ..*range });
     }
 }
 
@@ -240,6 +240,7 @@ fn give_out(formed: Formed, own: WalId) -> (InFlight, Range) {
         first_expiry,
         replayed,
         of_earlier_opening,
+        beside: None,
         generation: 0,
         revoked,
     };

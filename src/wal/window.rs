@@ -27,7 +27,8 @@
 //!
 //! # Limits
 //! Both bounds are upper ones: [`Settings::dedup_span`] and [`Settings::dedup_ids`], whichever bites first. The files cost
-//! 16 bytes an event. The nil id is no id. Ids of records that were damaged stay known while their file does.
+//! 16 bytes an event. The nil id is no id. What was sent to another node is not known here: the sink looks for it
+//! (`sink::resent`). Ids of records that were damaged stay known while their file does.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},

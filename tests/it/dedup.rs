@@ -1,5 +1,7 @@
 //! What is sent again is stored once: events by their ids, requests by their `Idempotency-Key`.
 
+mod nodes;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 

@@ -22,6 +22,7 @@ pub(super) struct Piece {
     /// Of each row: where it comes from, and where it ends in `body`.
     origins: Vec<(Origin, usize)>,
     pub(super) oldest_received_at_ms: i64,
+    newest_received_at_ms: i64,
     arrived: Instant,
     letters: Vec<Letter>,
 }
@@ -53,6 +54,7 @@ impl Piece {
             expiries: Vec::new(),
             origins: Vec::new(),
             oldest_received_at_ms: i64::MAX,
+            newest_received_at_ms: i64::MIN,
             arrived,
             letters: Vec::new(),
         };
@@ -92,6 +94,7 @@ impl Piece {
             piece.rows += 1;
             piece.origins.push((origin, piece.body.len()));
             piece.oldest_received_at_ms = piece.oldest_received_at_ms.min(received_at_ms);
+            piece.newest_received_at_ms = piece.newest_received_at_ms.max(received_at_ms);
             if !piece.expiries.contains(&expires_at) {
                 piece.expiries.push(expires_at);
             }
@@ -146,6 +149,7 @@ pub(super) struct Block {
     pub(super) rows: usize,
     pub(super) body: Vec<u8>,
     pub(super) oldest_received_at_ms: i64,
+    pub(super) newest_received_at_ms: i64,
     pub(super) first_expiry: u32,
     /// It was recorded by an earlier owner of the partition.
     pub(super) replayed: bool,
@@ -153,6 +157,8 @@ pub(super) struct Block {
     pub(super) repeats: usize,
     /// Tells the range from one of the same offsets of a topic that was made anew.
     pub(super) mark: u32,
+    /// The logs that its rows come from.
+    pub(super) logs: Vec<WalId>,
     pub(super) letters: Vec<Letter>,
     /// What its pieces took, in bytes, to be given back when the range is committed.
     pub(super) size: usize,
@@ -261,10 +267,12 @@ impl Buffer {
             rows: 0,
             body: Vec::with_capacity(body),
             oldest_received_at_ms: i64::MAX,
+            newest_received_at_ms: i64::MIN,
             first_expiry: row::EXPIRES_NEVER,
             replayed: self.recorded.is_some_and(|last| last >= first),
             repeats: 0,
             mark: self.pieces.iter().find_map(Piece::mark).unwrap_or(0),
+            logs: Vec::new(),
             letters: Vec::new(),
             size: 0,
         };
@@ -273,8 +281,14 @@ impl Buffer {
             block.size += piece.size();
             block.last = piece.offset;
             read += piece.rows;
+            for log in piece.wal_ids() {
+                if !block.logs.contains(&log) {
+                    block.logs.push(log);
+                }
+            }
             block.rows += piece.append_new(marks, &mut block.body);
             block.oldest_received_at_ms = block.oldest_received_at_ms.min(piece.oldest_received_at_ms);
+            block.newest_received_at_ms = block.newest_received_at_ms.max(piece.newest_received_at_ms);
             block.first_expiry = piece.expiries.iter().copied().fold(block.first_expiry, u32::min);
             block.letters.extend(piece.letters);
         }

@@ -29,7 +29,7 @@ use crate::{
     dead_letters::{self, DeadLetter, Form, MessageLine},
     error_chain::chain,
     ids::WalId,
-    sink::source::{Block as RowBlock, Range, RangeId},
+    sink::source::{Beside, Block as RowBlock, Range, RangeId},
 };
 
 /// Longest pause between two attempts to commit.
@@ -380,6 +380,7 @@ impl Committer {
         let shared = self.shared.clone();
         let mut state = shared.state.lock();
         let state = &mut *state;
+        let partitions = state.partitions.len();
         for (id, entry) in entries {
             let prepared = if entry.prepared { self.prepared.remove(id) } else { None };
             let Some(partition) = state.partitions.get_mut(id).filter(|p| p.generation == entry.generation) else {
@@ -432,6 +433,11 @@ impl Committer {
                 first_expiry: block.first_expiry,
                 replayed: block.replayed,
                 of_earlier_opening: false,
+                beside: Some(Beside {
+                    logs: block.logs,
+                    newest_received_at_ms: block.newest_received_at_ms,
+                    partitions,
+                }),
                 generation: entry.generation,
                 revoked: partition.revoked.clone(),
             });

@@ -339,6 +339,7 @@ impl World {
                 first_expiry: block.first_expiry,
                 replayed: block.replayed,
                 of_earlier_opening: false,
+                beside: None,
                 generation: partition.generation,
                 revoked: partition.revoked.clone(),
             };

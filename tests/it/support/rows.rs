@@ -52,6 +52,7 @@ pub fn range<'a>(partition: u32, first: u64, events: impl IntoIterator<Item = Ev
         first_expiry: row::EXPIRES_NEVER,
         replayed: false,
         of_earlier_opening: false,
+        beside: None,
         generation: 0,
         revoked: CancellationToken::new(),
     }

@@ -27,6 +27,7 @@ fn piece(offset: u64, rows: usize, bytes: usize, expiries: &[u32], arrived: Inst
         body: vec![7; bytes],
         expiries: expiries.to_vec(),
         oldest_received_at_ms: 1000 - i64::try_from(offset).unwrap(),
+        newest_received_at_ms: 1000 - i64::try_from(offset).unwrap(),
         arrived,
         letters: Vec::new(),
     }

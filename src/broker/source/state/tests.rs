@@ -27,6 +27,7 @@ fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &Cance
         first_expiry: u32::MAX,
         replayed: false,
         of_earlier_opening: false,
+        beside: None,
         generation,
         revoked: revoked.clone(),
     }

@@ -67,10 +67,6 @@ async fn http(options: &Options, batch: u64) -> anyhow::Result<f64> {
 
 /// The server of [`http`]; runs until it is killed.
 pub fn answer(port: u16, batch: u64) -> anyhow::Result<ExitCode> {
-    async fn read(State(answer): State<Bytes>, body: Bytes) -> impl IntoResponse {
-        drop(body);
-        ([(header::CONTENT_TYPE, "application/json")], answer)
-    }
     // What the load generator expects of an engine.
     let answer = format!(
         "{{\"status\":\"success\",\"batch_id\":\"00000000-0000-0000-0000-000000000000\",\"events_accepted\":{batch},\

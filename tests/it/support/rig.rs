@@ -179,12 +179,6 @@ impl Rig {
         let setup = setup.env("INGESTION_ROLES", "api").env("INGESTION_CLICKHOUSE_URL", self.proxy().url());
         behind(setup, self.kafka())
     }
-
-    /// What the engine was started with.
-    pub fn setup(&self) -> &Setup {
-        &self.setup
-    }
-
     pub fn reach_clickhouse(&self) {
         if let (Some(proxy), Some(server)) = (&self.proxy, &self.server) {
             proxy.retarget(server.port);

@@ -214,14 +214,29 @@ impl Client {
     ///
     /// # Errors
     /// [`QueryError`]; after one of kind `Infrastructure` it is unknown whether the rows were stored.
-    pub async fn insert(&self, sql: &str, settings: &[(&str, String)], mut body: Bytes) -> Result<(), QueryError> {
+    pub async fn insert(&self, sql: &str, settings: &[(&str, String)], body: Bytes) -> Result<(), QueryError> {
+        self.insert_pieces(sql, settings, vec![body]).await
+    }
+
+    /// [`Client::insert`] of a body in pieces.
+    ///
+    /// # Errors
+    /// [`QueryError`]; after one of kind `Infrastructure` it is unknown whether the rows were stored.
+    pub async fn insert_pieces(
+        &self,
+        sql: &str,
+        settings: &[(&str, String)],
+        pieces: Vec<Bytes>,
+    ) -> Result<(), QueryError> {
         let mut insert = self.http.insert_formatted_with(sql);
         for (name, value) in settings {
             insert = insert.with_setting(*name, value);
         }
         bounded(self.insert_timeout, async move {
-            while !body.is_empty() {
-                insert.send(body.split_to(body.len().min(CHUNK))).await?;
+            for mut piece in pieces {
+                while !piece.is_empty() {
+                    insert.send(piece.split_to(piece.len().min(CHUNK))).await?;
+                }
             }
             insert.end().await
         })

@@ -12,6 +12,7 @@
 //! ```
 //! Values are copied as they are: their encoding is that of `RowBinary`.
 
+use bytes::Bytes;
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
@@ -22,6 +23,9 @@ use super::{
 /// Columns that ClickHouse keeps as dictionaries. Only the cost depends on it: it converts what it is sent.
 const DICTIONARIES: [&str; 9] =
     ["type", "user_agent", "screen", "locale", "timezone", "name", "element", "direction", "topic"];
+
+/// Values of so many bytes are not copied once more.
+const LONG: usize = 64 << 10;
 
 /// The first word of a dictionary: its version.
 const DICTIONARY_VERSION: u64 = 1;
@@ -117,39 +121,63 @@ impl<'a> Column<'a> {
         Ok(())
     }
 
-    fn write(&self, rows: usize, out: &mut Vec<u8>) {
+    fn write(self, rows: usize, out: &mut Pieces) {
         match self {
             Self::Fixed { name, values, .. } => {
-                write_bytes_binary(name.as_bytes(), out);
-                out.extend_from_slice(values);
+                write_bytes_binary(name.as_bytes(), &mut out.last);
+                out.push(values);
             }
             Self::Nullable { name, nulls, values, .. } => {
-                write_bytes_binary(format!("Nullable({name})").as_bytes(), out);
-                out.extend_from_slice(nulls);
-                out.extend_from_slice(values);
+                write_bytes_binary(format!("Nullable({name})").as_bytes(), &mut out.last);
+                out.push(nulls);
+                out.push(values);
             }
             Self::Text { values } => {
-                write_bytes_binary(b"String", out);
-                out.extend_from_slice(values);
+                write_bytes_binary(b"String", &mut out.last);
+                out.push(values);
             }
             Self::Dictionary(dictionary) => {
-                write_bytes_binary(b"LowCardinality(String)", out);
-                out.extend_from_slice(&DICTIONARY_VERSION.to_le_bytes());
-                out.extend_from_slice(&(KEYS_FOLLOW | INDICES_U32).to_le_bytes());
-                out.extend_from_slice(&(dictionary.numbers.len() as u64).to_le_bytes());
-                out.extend_from_slice(&dictionary.keys);
-                out.extend_from_slice(&(rows as u64).to_le_bytes());
-                out.extend_from_slice(&dictionary.indices);
+                write_bytes_binary(b"LowCardinality(String)", &mut out.last);
+                out.last.extend_from_slice(&DICTIONARY_VERSION.to_le_bytes());
+                out.last.extend_from_slice(&(KEYS_FOLLOW | INDICES_U32).to_le_bytes());
+                out.last.extend_from_slice(&(dictionary.numbers.len() as u64).to_le_bytes());
+                out.push(dictionary.keys);
+                out.last.extend_from_slice(&(rows as u64).to_le_bytes());
+                out.push(dictionary.indices);
             }
         }
     }
 }
 
-/// The `rows` rows of `body`, which [`super::write_insert_row`] wrote for `table`, as one block of the `Native` format.
+/// What is long is passed on as it is; what is short is gathered.
+#[derive(Default)]
+struct Pieces {
+    done: Vec<Bytes>,
+    last: Vec<u8>,
+}
+
+impl Pieces {
+    fn push(&mut self, values: Vec<u8>) {
+        if values.len() < LONG {
+            self.last.extend_from_slice(&values);
+        } else {
+            self.done.push(std::mem::take(&mut self.last).into());
+            self.done.push(values.into());
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        self.done.push(self.last.into());
+        self.done
+    }
+}
+
+/// The `rows` rows of `body`, which [`super::write_insert_row`] wrote for `table`, as one block of the `Native` format, in
+/// pieces.
 ///
 /// # Errors
 /// [`BinaryError`] when `body` is not that.
-pub fn to_native(table: Table, body: &[u8], rows: usize) -> Result<Vec<u8>, BinaryError> {
+pub fn to_native(table: Table, body: &[u8], rows: usize) -> Result<Vec<Bytes>, BinaryError> {
     let own = match table {
         Table::Events => EventRow::LAYOUTS,
         Table::Parked | Table::Released => ParkedRow::LAYOUTS,
@@ -170,13 +198,12 @@ pub fn to_native(table: Table, body: &[u8], rows: usize) -> Result<Vec<u8>, Bina
     if !input.is_empty() {
         return Err(BinaryError::TrailingBytes { count: input.len() });
     }
-    let mut out = Vec::with_capacity(body.len() + body.len() / 8);
-    write_length(columns.len(), &mut out);
-    write_length(rows, &mut out);
-    // Let go of one by one: a block of 32 MiB is in memory twice already.
+    let mut out = Pieces::default();
+    write_length(columns.len(), &mut out.last);
+    write_length(rows, &mut out.last);
     for (name, column) in columns {
-        write_bytes_binary(name.as_bytes(), &mut out);
+        write_bytes_binary(name.as_bytes(), &mut out.last);
         column.write(rows, &mut out);
     }
-    Ok(out)
+    Ok(out.finish())
 }

@@ -296,8 +296,8 @@ impl Inserter {
         {
             let settings = insert_settings(&arrival::token(range, block, stored), block.rows);
             let into = insert_into(self.client.database(), table.name(), table.columns(), &[]);
-            let (statement, body) = (format!("{into} FORMAT Native"), native(table, block).await?);
-            match self.noted(self.client.insert(&statement, &settings, body).await) {
+            let (statement, pieces) = (format!("{into} FORMAT Native"), native(table, block).await?);
+            match self.noted(self.client.insert_pieces(&statement, &settings, pieces).await) {
                 Err(error) if *error.kind() == Kind::Data => {
                     return Err(self.put_aside(range, (table, block), known, error, stop).await?);
                 }
@@ -471,11 +471,11 @@ impl Inserter {
 }
 
 /// `block` by column, which ClickHouse reads with less work.
-async fn native(table: Table, block: &Block) -> Result<Bytes, BinaryError> {
+async fn native(table: Table, block: &Block) -> Result<Vec<Bytes>, BinaryError> {
     let Block { rows, body } = block.clone();
     // Some 20 ms for a full range: too long for an async thread.
     let native = tokio::task::spawn_blocking(move || row::to_native(table, &body, rows)).await;
-    native.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map(Bytes::from)
+    native.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 /// The insert, naming every column that a row has and then `more`: one that a later migration adds takes its default.

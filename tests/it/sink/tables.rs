@@ -92,7 +92,8 @@ async fn rows_sent_by_column_are_those_sent_by_row() {
     let range = range(0, 0, events);
     let columns = [EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS].concat().join(", ");
     let native = row::to_native(Table::Events, &range.body, range.rows).unwrap();
-    for (table, format, body) in [("by_row", "RowBinary", range.body), ("by_column", "Native", native.into())] {
+    for (table, format, body) in [("by_row", "RowBinary", range.body), ("by_column", "Native", native.concat().into())]
+    {
         client
             .execute(&format!("CREATE TABLE `{DATABASE}`.{table} AS `{DATABASE}`.events ENGINE = Memory"))
             .await

@@ -45,6 +45,9 @@ pub(crate) struct Unread {
     /// By partition, the offset that the sink reads next. One of which nothing was committed is not in it: there, what is
     /// stored is told from what is not by the rows alone.
     pub(crate) next: BTreeMap<u32, u64>,
+    /// When what is unread of a partition was sent, or later (Unix milliseconds); nothing for one that has nothing unread. A row
+    /// that was stored before came from elsewhere: from a topic of this name that is no more.
+    pub(crate) since_ms: BTreeMap<u32, i64>,
     /// The rows from there on, in the order of their partition.
     pub(crate) rows: Vec<UnreadRow>,
 }
@@ -80,8 +83,13 @@ pub(crate) fn unread(settings: &Settings) -> Result<Option<Unread>, KafkaError> 
         asked.add_partition(topic, *partition);
     }
     let committed = consumer.committed_offsets(asked, ANSWER)?;
-    let mut unread =
-        Unread { topic: topic.to_owned(), carries: settings.carries, next: BTreeMap::new(), rows: Vec::new() };
+    let mut unread = Unread {
+        topic: topic.to_owned(),
+        carries: settings.carries,
+        next: BTreeMap::new(),
+        since_ms: BTreeMap::new(),
+        rows: Vec::new(),
+    };
     let mut from = TopicPartitionList::new();
     for element in committed.elements_for_topic(topic) {
         let start = match element.offset() {
@@ -126,6 +134,10 @@ fn offset_is_gone(error: &KafkaError) -> bool {
 
 fn take(message: &impl Message, unread: &mut Unread) {
     let partition = message.partition().unsigned_abs();
+    if let Some(at_ms) = message.timestamp().to_millis() {
+        let since_ms = unread.since_ms.entry(partition).or_insert(at_ms);
+        *since_ms = at_ms.min(*since_ms);
+    }
     for line in message.payload().unwrap_or_default().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         // What is no row of ours goes to the dead letters and was never in the books.
         let row = match unread.carries {

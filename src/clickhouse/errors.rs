@@ -9,12 +9,14 @@ use crate::error_chain::chain;
 /// Longest summary, in bytes: it is shown in `/health` and in every log line about the error.
 const SUMMARY_BYTES: usize = 400;
 
-/// Codes that ClickHouse raises while it reads the rows of an insert, before anything is written: the rows are at
-/// fault, and a repeat of the same bytes fails in the same way.
+/// Codes that ClickHouse raises while it reads the rows of an insert, converts them to the table's columns and looks at its
+/// constraints, before anything is written: the rows are at fault, and a repeat of the same bytes fails in the same way.
 const DATA_CODES: &[u32] = &[
     6,   // CANNOT_PARSE_TEXT
+    25,  // CANNOT_PARSE_ESCAPE_SEQUENCE
     26,  // CANNOT_PARSE_QUOTED_STRING
     27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
+    32,  // ATTEMPT_TO_READ_AFTER_EOF, also of an empty text that is to become a number
     33,  // CANNOT_READ_ALL_DATA
     38,  // CANNOT_PARSE_DATE
     41,  // CANNOT_PARSE_DATETIME
@@ -24,10 +26,22 @@ const DATA_CODES: &[u32] = &[
     72,  // CANNOT_PARSE_NUMBER
     117, // INCORRECT_DATA
     128, // TOO_LARGE_ARRAY_SIZE
+    130, // CANNOT_READ_ARRAY_FROM_TEXT
     131, // TOO_LARGE_STRING_SIZE
+    153, // ILLEGAL_DIVISION
+    190, // SIZES_OF_ARRAYS_DONT_MATCH
+    321, // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
     349, // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
     376, // CANNOT_PARSE_UUID
+    395, // FUNCTION_THROW_IF_VALUE_IS_NON_ZERO
+    407, // DECIMAL_OVERFLOW
+    441, // CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING
+    467, // CANNOT_PARSE_BOOL
     469, // VIOLATED_CONSTRAINT
+    632, // UNEXPECTED_DATA_AFTER_PARSED_VALUE
+    675, // CANNOT_PARSE_IPV4
+    676, // CANNOT_PARSE_IPV6
+    691, // UNKNOWN_ELEMENT_OF_ENUM
 ];
 
 /// Codes that an operator must mend: who we are, or what we expect to be there.

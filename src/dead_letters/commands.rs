@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -107,13 +107,13 @@ pub struct Which {
     #[arg(value_name = "LETTER")]
     pub letters: Vec<Uuid>,
     /// Of this tenant (id or name), or of an "unknown" one
-    #[arg(long, value_name = "TENANT")]
+    #[arg(long, value_name = "TENANT", value_parser = NonEmptyStringValueParser::new())]
     pub tenant: Option<String>,
     /// Of this event
     #[arg(long, value_name = "EVENT_ID")]
     pub event: Option<Uuid>,
     /// Whose reason contains this
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub reason: Option<String>,
     /// That failed at this stage: relay, source, sink, reprocess
     #[arg(long, value_name = "STAGE", value_parser = ["relay", "source", "sink", "reprocess"])]

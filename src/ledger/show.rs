@@ -64,7 +64,9 @@ pub fn table(report: &Report) -> String {
                 StageName::Broker => "broker: in the log, the topic, or between these and ClickHouse",
                 StageName::Clickhouse => "clickhouse: among the rows that were inserted",
             };
-            line(format_args!("{name}: {count} events {what} at stage {place}"));
+            // Nobody knows how many events a record held that is gone.
+            let at_least = if tenant.tenant_id == UNKNOWN { "at least " } else { "" };
+            line(format_args!("{name}: {at_least}{count} events {what} at stage {place}"));
             if stage.undetermined > 0 {
                 line(format_args!(
                     "    cannot be determined: {} of them, lost or replaced by a later repeat (this tenant sends events late)",

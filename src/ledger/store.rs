@@ -64,8 +64,12 @@ struct Asked<'a> {
     database: String,
     /// The cut as a table: id of the log, first and last sequence that have left it.
     cut: String,
-    /// The offset of its partition up to which a row is asked for; without bound for rows that came through no topic.
-    end: String,
+    /// Whether a row of `events` or `parked_events` is asked for: not if the topic has it as unread.
+    is_read: String,
+    /// The same for what was counted at an insert,
+    insert_is_read: String,
+    /// and for what is in no table.
+    gone_is_read: String,
     /// The clock of all questions.
     now: String,
 }
@@ -87,7 +91,9 @@ pub(super) async fn count(
     let Some(cut) = cut(&holdings.openings, holdings.done) else { return Ok(found) };
     let unread = unread.unwrap_or_default();
     let now = format!("toDateTime({}, 'UTC')", jiff::Timestamp::now().as_second());
-    let asked = Asked { client, database: quote_identifier(client.database()), cut, end: end(unread), now };
+    let Read { rows: is_read, inserts: insert_is_read, gone: gone_is_read } = read(unread, holdings);
+    let database = quote_identifier(client.database());
+    let asked = Asked { client, database, cut, is_read, insert_is_read, gone_is_read, now };
     for topic in unread {
         for (tenant, events) in asked.in_broker(topic, holdings).await? {
             found.entry(tenant).or_default().in_broker += events;
@@ -136,21 +142,49 @@ fn cut(openings: &[Opening], done: u64) -> Option<String> {
     })
 }
 
-/// The end of the partition of a row, from its columns.
-fn end(unread: &[Unread]) -> String {
-    let all =
-        unread.iter().flat_map(|topic| topic.next.iter().map(|(partition, next)| (&topic.topic, partition, next)));
-    let (mut names, mut ends) = (Vec::new(), Vec::new());
-    for (topic, partition, next) in all {
-        names.push(quote_text(&format!("{topic}/{partition}")));
-        ends.push(format!("toUInt64({next})"));
+/// By how much the clocks of a relay and of ClickHouse may differ.
+const CLOCKS_MS: i64 = 10_000;
+
+/// Conditions for rows that a sink has read and committed.
+struct Read {
+    rows: String,
+    inserts: String,
+    gone: String,
+}
+
+/// What lies before the offset that the sink reads next, and what lies behind it and yet cannot be of this topic: offsets begin
+/// anew with a topic that was made anew, or a broker that came back empty. It was stored before what is unread was sent, or
+/// entered before it.
+fn read(unread: &[Unread], holdings: &Holdings) -> Read {
+    let own: BTreeSet<WalId> = holdings.openings.iter().map(|opening| opening.wal_id).collect();
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let (mut names, mut ends, mut since, mut entered) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for topic in unread {
+        for (partition, next) in &topic.next {
+            let since_ms = topic.since_ms.get(partition).copied().unwrap_or(now_ms).min(now_ms) - CLOCKS_MS;
+            let rows = topic.rows.iter().filter(|row| row.partition == *partition && own.contains(&row.origin.wal_id));
+            let first = rows.map(|row| row.origin.wal_seq).min().unwrap_or(u64::MAX);
+            names.push(quote_text(&format!("{}/{partition}", topic.topic)));
+            ends.push(format!("toUInt64({next})"));
+            since.push(format!("toUInt32({})", (since_ms / 1000).max(0)));
+            entered.push(format!("toUInt64({first})"));
+        }
     }
-    let without = u64::MAX;
     if names.is_empty() {
-        return without.to_string();
+        let all = || "1".to_owned();
+        return Read { rows: all(), inserts: all(), gone: all() };
     }
-    let name = "concat(toString(topic), '/', toString(partition))";
-    format!("transform({name}, [{}], [{}], toUInt64({without}))", names.join(", "), ends.join(", "))
+    let of = |values: &[String], otherwise: &str| {
+        let name = "concat(toString(topic), '/', toString(partition))";
+        format!("transform({name}, [{}], [{}], {otherwise})", names.join(", "), values.join(", "))
+    };
+    let end = of(&ends, &format!("toUInt64({})", u64::MAX));
+    let (since, entered) = (of(&since, "toUInt32(0)"), of(&entered, "toUInt64(0)"));
+    Read {
+        rows: format!("(offset < {end} OR toUnixTimestamp(inserted_at) < {since})"),
+        inserts: format!("(last < {end} OR toUnixTimestamp(written) < {since})"),
+        gone: format!("(offset < {end} OR wal_seq < {entered})"),
+    }
 }
 
 impl Asked<'_> {
@@ -179,7 +213,7 @@ impl Asked<'_> {
 
     /// How far each partition of a topic was stored, by log: what a relay has sent again is at or below.
     async fn marks(&self, unread: &Unread, first: u64) -> Result<BTreeMap<(u32, WalId), (u64, u32)>, QueryError> {
-        let Self { database, end, .. } = self;
+        let Self { database, is_read, .. } = self;
         let table = match unread.carries {
             Carries::Events => "events",
             Carries::Parked => "parked_events",
@@ -188,7 +222,7 @@ impl Asked<'_> {
         let wal_ids = wal_ids.into_iter().collect::<Vec<_>>().join(", ");
         let question = format!(
             "SELECT partition, wal_id, max((wal_seq, wal_ordinal)).1 AS seq, max((wal_seq, wal_ordinal)).2 AS ordinal \
-             FROM {database}.{table} WHERE topic = {} AND wal_id IN ({wal_ids}) AND wal_seq >= {first} AND offset < {end} \
+             FROM {database}.{table} WHERE topic = {} AND wal_id IN ({wal_ids}) AND wal_seq >= {first} AND {is_read} \
              GROUP BY partition, wal_id",
             quote_text(&unread.topic)
         );
@@ -198,43 +232,43 @@ impl Asked<'_> {
     }
 
     async fn counts(&self) -> Result<Vec<Count>, QueryError> {
-        let Self { database, cut, end, now, .. } = self;
+        let Self { database, cut, is_read, insert_is_read, gone_is_read, now, .. } = self;
         let questions = vec![
             format!(
                 "SELECT tenant_id, if(expires_at > {now}, 'inserted live', 'inserted over') AS kind, \
                  sum(if(source = 'released', -rows, rows)) AS events \
                  FROM {database}.ledger_inserted AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE if(topic = 'wal', last BETWEEN first AND till, last < {end}) GROUP BY tenant_id, kind"
+                 WHERE if(topic = 'wal', last BETWEEN first AND till, {insert_is_read}) GROUP BY tenant_id, kind"
             ),
             // Of a topic, an insert may hold rows of records that have not left the log.
             format!(
                 "SELECT tenant_id, 'inserted live' AS kind, -toInt64(count()) AS events \
                  FROM {database}.events AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq > till AND topic != 'wal' AND offset < {end} AND expires_at > {now} GROUP BY tenant_id"
+                 WHERE wal_seq > till AND topic != 'wal' AND {is_read} AND expires_at > {now} GROUP BY tenant_id"
             ),
             format!(
                 "SELECT tenant_id, 'inserted live' AS kind, -toInt64(count()) AS events \
                  FROM (SELECT * FROM {database}.parked_events FINAL WHERE released = 0) AS t \
                  INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq > till AND topic != 'wal' AND offset < {end} AND expires_at > {now} GROUP BY tenant_id"
+                 WHERE wal_seq > till AND topic != 'wal' AND {is_read} AND expires_at > {now} GROUP BY tenant_id"
             ),
             format!(
                 "SELECT tenant_id, 'stored' AS kind, toInt64(count()) AS events \
                  FROM {database}.events AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq BETWEEN first AND till AND offset < {end} AND expires_at > {now} GROUP BY tenant_id"
+                 WHERE wal_seq BETWEEN first AND till AND {is_read} AND expires_at > {now} GROUP BY tenant_id"
             ),
             format!(
                 "SELECT tenant_id, 'parked' AS kind, toInt64(count()) AS events \
                  FROM (SELECT * FROM {database}.parked_events FINAL WHERE released = 0 AND expires_at > {now}) AS t \
                  INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq BETWEEN first AND till AND offset < {end} GROUP BY tenant_id"
+                 WHERE wal_seq BETWEEN first AND till AND {is_read} GROUP BY tenant_id"
             ),
             format!(
                 "SELECT tenant_id, \
                  if(stored = 0, concat('left ', reason), if(expires_at > {now}, 'erased live', 'erased over')) AS kind, \
                  toInt64(count()) AS events \
                  FROM (SELECT * FROM {database}.ledger_gone FINAL) AS t INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq BETWEEN first AND till AND offset < {end} GROUP BY tenant_id, kind"
+                 WHERE wal_seq BETWEEN first AND till AND {gone_is_read} GROUP BY tenant_id, kind"
             ),
             // A letter that something became of keeps its row. Some stand for all that is left of a record.
             format!(
@@ -242,7 +276,7 @@ impl Asked<'_> {
                  FROM (SELECT * FROM {database}.ledger_gone FINAL \
                      WHERE reason = 'dead' AND stored = 0 AND expires_at > {now}) AS t \
                  INNER JOIN {cut} AS c ON t.wal_id = c.wal_id \
-                 WHERE wal_seq BETWEEN first AND till AND offset < {end} \
+                 WHERE wal_seq BETWEEN first AND till AND {gone_is_read} \
                      AND (t.tenant_id, t.wal_id, wal_seq, wal_ordinal) NOT IN \
                          (SELECT tenant_id, wal_id, wal_seq, wal_ordinal FROM {database}.dead_letters) \
                      AND (t.tenant_id, t.wal_id, wal_seq) NOT IN \

@@ -24,6 +24,9 @@ use crate::{
 /// many parts to load.
 const OPENING: Duration = Duration::from_mins(2);
 
+/// How long one that does not answer any more may hold its folder.
+const ENDING: Duration = Duration::from_secs(15);
+
 /// How often it is looked for meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -87,20 +90,29 @@ pub async fn reach_as_it_is(config: &Config) -> Result<Maintenance> {
 /// ClickHouse cannot be reached or started.
 pub async fn reach(config: &Config) -> Result<Maintenance> {
     let is_embedded = config.clickhouse.url.is_none();
-    let (url, child) = if is_embedded { embedded(config).await? } else { (None, None) };
-    let template = settings::template(config, is_embedded);
-    let ready = async {
-        let client = Client::new(&settings::clickhouse(config, url)).context("setting up the client of ClickHouse")?;
-        client.ping().await.context("ClickHouse cannot be reached")?;
-        Ok(client)
-    };
-    match ready.await {
-        Ok(client) => Ok(Maintenance { client, template, child }),
-        Err(error) => {
-            if let Some(child) = child {
-                child.stop().await;
+    let deadline = tokio::time::Instant::now() + ENDING;
+    loop {
+        let (url, child) = if is_embedded { embedded(config).await? } else { (None, None) };
+        let ready = async {
+            let client =
+                Client::new(&settings::clickhouse(config, url)).context("setting up the client of ClickHouse")?;
+            client.ping().await.context("ClickHouse cannot be reached")?;
+            Ok(client)
+        };
+        match (ready.await, child) {
+            (Ok(client), child) => {
+                return Ok(Maintenance { client, template: settings::template(config, is_embedded), child });
             }
-            Err(error)
+            // It holds its folder and does not answer: the engine above it was killed, and it is about to let go.
+            (Err(_), None) if is_embedded && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            (Err(error), child) => {
+                if let Some(child) = child {
+                    child.stop().await;
+                }
+                return Err(error);
+            }
         }
     }
 }

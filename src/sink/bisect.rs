@@ -33,14 +33,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    insert::{insert_settings, statement},
+    insert::{insert_into, insert_settings, statement},
     recount::{self, Row},
     source::Block,
 };
 use crate::{
     clickhouse::{Client, Kind, QueryError, quote_identifier},
     ids::WalId,
-    row::{BinaryError, Place, Table},
+    row::{self, BinaryError, Place, Table},
 };
 
 /// So many refused rows without one that is taken raise the question whether it is the table.
@@ -297,9 +297,13 @@ impl Trial<'_> {
 
     async fn insert_body(&self, into: &str, body: Bytes, rows: usize) -> Result<(), QueryError> {
         let Search { client, table, .. } = self.search;
-        let into = statement(client.database(), into, table.columns(), &[]);
+        // By column, as the insert is sent: the columns say of what type they are, and ClickHouse converts them if the table's
+        // are of others.
+        let into = format!("{} FORMAT Native", insert_into(client.database(), into, table.columns(), &[]));
+        // Rows that were read before can be read again.
+        let pieces = row::to_native(*table, &body, rows).unwrap_or_default();
         // Never taken for a repeat: nothing is remembered of these tables.
-        client.insert(&into, &insert_settings(&"trial", rows), body).await
+        client.insert_pieces(&into, &insert_settings(&"trial", rows), pieces).await
     }
 
     /// What `error` says, of the real table.

@@ -483,7 +483,7 @@ pub(crate) fn statement(database: &str, table: &str, columns: &[&str], more: &[&
     format!("{} FORMAT RowBinary", insert_into(database, table, columns, more))
 }
 
-fn insert_into(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
+pub(super) fn insert_into(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
     let columns = columns.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS).chain(more);
     let columns: Vec<String> = columns.map(|column| quote_identifier(column)).collect();
     format!("INSERT INTO {}.{table} ({})", quote_identifier(database), columns.join(", "))

@@ -23,7 +23,10 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 
-use super::{insert::insert_settings, source::Block};
+use super::{
+    insert::{insert_into, insert_settings},
+    source::Block,
+};
 use crate::{
     clickhouse::{Client, QueryError, quote_identifier, quote_text},
     ids::{EventId, TenantId, WalId},
@@ -126,9 +129,8 @@ pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, 
     match how(client, table.name()).await? {
         Mend::Attach => attach(client, stored, &missing_rows).await?,
         Mend::Insert => {
-            let statement = super::insert::statement(client.database(), table.name(), table.columns(), &[]);
             let settings = insert_settings(&format!("{token}#missing"), missing);
-            client.insert(&statement, &settings, missing_rows.body).await?;
+            insert_native(client, table.name(), *table, &missing_rows, &settings).await?;
         }
     }
     Ok(missing)
@@ -194,15 +196,25 @@ async fn how(client: &Client, name: &str) -> Result<Mend, QueryError> {
     Ok(if replicated { Mend::Insert } else { Mend::Attach })
 }
 
+async fn insert_native(
+    client: &Client,
+    into: &str,
+    table: Table,
+    block: &Block,
+    settings: &[(&str, String)],
+) -> Result<(), RecountError> {
+    let into = format!("{} FORMAT Native", insert_into(client.database(), into, table.columns(), &[]));
+    Ok(client.insert_pieces(&into, settings, row::to_native(table, &block.body, block.rows)?).await?)
+}
+
 /// Puts rows into the table without its views.
-async fn attach(client: &Client, stored: &Stored<'_>, missing: &Block) -> Result<(), QueryError> {
+async fn attach(client: &Client, stored: &Stored<'_>, missing: &Block) -> Result<(), RecountError> {
     let staging = format!("{}_missing_{:08x}", stored.table.name(), crc32c::crc32c(stored.token.as_bytes()));
     let database = quote_identifier(client.database());
     let (table, target) = (format!("{database}.{}", stored.table.name()), format!("{database}.{staging}"));
     client.execute(&format!("DROP TABLE IF EXISTS {target} SYNC")).await?;
     client.execute(&format!("CREATE TABLE {target} AS {table}")).await?;
-    let statement = super::insert::statement(client.database(), &staging, stored.table.columns(), &[]);
-    client.insert(&statement, &insert_settings(&stored.token, missing.rows), missing.body.clone()).await?;
+    insert_native(client, &staging, stored.table, missing, &insert_settings(&stored.token, missing.rows)).await?;
     let partitions = client
         .fetch::<Partition>(&format!(
             "SELECT DISTINCT partition_id AS id FROM system.parts WHERE active AND database = {} AND table = {}",
@@ -213,5 +225,5 @@ async fn attach(client: &Client, stored: &Stored<'_>, missing: &Block) -> Result
     for Partition { id } in partitions {
         client.execute(&format!("ALTER TABLE {table} ATTACH PARTITION ID {} FROM {target}", quote_text(&id))).await?;
     }
-    client.execute(&format!("DROP TABLE {target} SYNC")).await
+    Ok(client.execute(&format!("DROP TABLE {target} SYNC")).await?)
 }

@@ -85,7 +85,9 @@ impl Reader {
 
     /// Whether a record is there already that was not read yet: [`Reader::next`] then does not wait for an append.
     pub fn is_behind(&self) -> bool {
-        self.shared.generations.read().iter().any(|generation| generation.last() >= self.cursor)
+        // One that holds nothing begins behind what a crash has reserved, and ends before it.
+        let generations = self.shared.generations.read();
+        generations.iter().any(|generation| !generation.is_empty() && generation.last() >= self.cursor)
     }
 
     /// Reads again from `to` (or from the first record that was not truncated).

@@ -144,6 +144,41 @@ fn rows_that_clickhouse_refuses_are_found_among_ten_thousand_and_can_be_sent_aga
 }
 
 #[test]
+fn rows_that_do_not_fit_a_column_whose_type_was_changed_are_found_among_others() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let engine = setup.start();
+    is_up(&engine);
+    let clickhouse = engine.clickhouse();
+    // What ClickHouse says of each is another error: a text that is too long, one that is none of an Enum, a function that raises.
+    let changes = [
+        "ALTER TABLE overwatch.events MODIFY COLUMN name FixedString(4)",
+        "ALTER TABLE overwatch.events MODIFY COLUMN name Enum8('' = 0, 'good' = 1)",
+        "ALTER TABLE overwatch.events MODIFY COLUMN name String, ADD CONSTRAINT raises CHECK throwIf(name = 'terrible') = 0",
+    ];
+    let mut first = 0;
+    for (number, change) in (1..).zip(changes) {
+        clickhouse.query(change);
+        let mut events = events(first..first + 500, &[]);
+        for place in [0, 250, 499] {
+            events[place]["name"] = json!("terrible");
+        }
+        assert_eq!(engine.ingest(events.to_string()).status, 200);
+        clickhouse.wait_for_events_once(497 * number);
+        held(&clickhouse, 3 * number);
+        first += 500;
+    }
+    let mut dead: Vec<String> =
+        list(&setup, "--stage sink").iter().map(|letter| letter["event_id"].to_string()).collect();
+    dead.sort_unstable();
+    let terrible = [0, 250, 499, 500, 750, 999, 1000, 1250, 1499];
+    assert_eq!(dead, terrible.map(|place| format!("\"{}\"", id(place))));
+    let (status, text) = setup.run("dead-letters drop --reason=");
+    assert!(!status.success() && text.contains("a value is required"), "{text}");
+    held(&clickhouse, 9);
+}
+
+#[test]
 fn thousands_of_refused_rows_are_found_by_what_their_constraints_say() {
     let home = tempfile::tempdir().unwrap();
     let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"2s\"\n[limits]\nevents_per_request = 10000");

@@ -491,6 +491,13 @@ fn with_a_broker_it_balances_while_the_sink_is_behind_and_misses_a_message_that_
     // While the broker does not answer, nothing is said.
     eventually("the broker answers", || setup.run("ledger").1.contains("TENANT"));
     assert_eq!(missing(&setup), is_missing("broker", 9));
+
+    // The topic begins anew, and with offsets that were there before.
+    let _sink = sinks.start();
+    send(&engine, 30);
+    let all = sent.acknowledged.len() + more.acknowledged.len() + 30;
+    clickhouse.wait_for("SELECT count() FROM overwatch.events", &all.to_string());
+    eventually("what was stored counts", || missing(&setup) == is_missing("broker", 9));
 }
 
 #[test]

@@ -61,6 +61,21 @@ async fn everything_is_in_the_books_once_also_after_a_crash_and_a_clean_end() {
 }
 
 #[tokio::test]
+async fn a_reader_of_what_a_crash_has_left_knows_when_it_has_read_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = open(settings(dir.path()));
+    rig.wal.append(with_ids(&[1])).await.unwrap();
+    let killed = image(dir.path());
+    rig.wal.close().await.unwrap();
+    let mut rig = open(settings(killed.path()));
+    assert!(rig.reader.is_behind());
+    assert_eq!(rig.reader.next(10, 1 << 20).await.unwrap().len(), 1);
+    // Sequences that were reserved and never given out lie before the next record.
+    assert!(!rig.reader.is_behind());
+    rig.wal.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_no_commit_carries_is_saved_within_a_second_and_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let rig = open(settings(dir.path()));

@@ -33,14 +33,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    insert::{insert_into, insert_settings, statement},
+    insert::{column_list, insert_block, insert_settings},
     recount::{self, Row},
     source::Block,
 };
 use crate::{
     clickhouse::{Client, Kind, QueryError, quote_identifier},
     ids::WalId,
-    row::{self, BinaryError, Place, Table},
+    row::{BinaryError, Place, Table},
 };
 
 /// So many refused rows without one that is taken raise the question whether it is the table.
@@ -202,7 +202,7 @@ impl Trial<'_> {
                         pieces.extend([second, first]);
                     }
                     (Err(_), _) if works && !refused.is_empty() => return Ok((refused, true)),
-                    (Err(error), _) => return Err(error.into()),
+                    (Err(error), _) => return Err(error),
                 }
             }
         }
@@ -238,12 +238,10 @@ impl Trial<'_> {
     }
 
     /// Where the rows of `left` entered for which `expression` does not hold.
-    async fn where_not(&self, expression: &str, left: &[usize]) -> Result<HashSet<Place>, QueryError> {
+    async fn where_not(&self, expression: &str, left: &[usize]) -> Result<HashSet<Place>, BisectError> {
         let Search { client, table, .. } = self.search;
         let (database, into) = (&self.database, &self.rows_name);
-        let columns = statement(client.database(), into, table.columns(), &[]);
-        let (_, columns) = columns.split_once('(').unwrap_or_default();
-        let (columns, _) = columns.rsplit_once(')').unwrap_or_default();
+        let columns = column_list(table.columns(), &[]);
         client.execute(&format!("DROP TABLE IF EXISTS {database}.{into} SYNC")).await?;
         let create = format!(
             "CREATE TABLE {database}.{into} ENGINE = Memory EMPTY AS SELECT {columns} FROM {database}.{}",
@@ -258,7 +256,7 @@ impl Trial<'_> {
     }
 
     /// Whether the table takes one of those that it took lately.
-    async fn takes_a_sample(&self) -> Result<bool, QueryError> {
+    async fn takes_a_sample(&self) -> Result<bool, BisectError> {
         for sample in &self.search.samples {
             if self.refusal_of(sample.clone(), 1).await?.is_none() {
                 return Ok(true);
@@ -267,7 +265,7 @@ impl Trial<'_> {
         Ok(false)
     }
 
-    async fn takes_one_of(&self, rows: &[usize]) -> Result<bool, QueryError> {
+    async fn takes_one_of(&self, rows: &[usize]) -> Result<bool, BisectError> {
         for row in rows {
             if self.refusal(std::slice::from_ref(row)).await?.is_none() {
                 return Ok(true);
@@ -277,33 +275,28 @@ impl Trial<'_> {
     }
 
     /// Why `rows` are refused together, if they are.
-    async fn refusal(&self, rows: &[usize]) -> Result<Option<QueryError>, QueryError> {
+    async fn refusal(&self, rows: &[usize]) -> Result<Option<QueryError>, BisectError> {
         if rows.is_empty() {
             return Ok(None);
         }
         as_refusal(self.insert(&self.name, rows).await)
     }
 
-    async fn refusal_of(&self, body: Bytes, rows: usize) -> Result<Option<QueryError>, QueryError> {
+    async fn refusal_of(&self, body: Bytes, rows: usize) -> Result<Option<QueryError>, BisectError> {
         as_refusal(self.insert_body(&self.name, body, rows).await)
     }
 
-    async fn insert(&self, into: &str, rows: &[usize]) -> Result<(), QueryError> {
+    async fn insert(&self, into: &str, rows: &[usize]) -> Result<(), BisectError> {
         let body = &self.search.block.body;
         let bytes = |row: &usize| self.rows.get(*row).and_then(|row| body.get(row.start..row.end)).unwrap_or_default();
         let gathered: Vec<u8> = rows.iter().flat_map(bytes).copied().collect();
         self.insert_body(into, Bytes::from(gathered), rows.len()).await
     }
 
-    async fn insert_body(&self, into: &str, body: Bytes, rows: usize) -> Result<(), QueryError> {
+    async fn insert_body(&self, into: &str, body: Bytes, rows: usize) -> Result<(), BisectError> {
         let Search { client, table, .. } = self.search;
-        // By column, as the insert is sent: the columns say of what type they are, and ClickHouse converts them if the table's
-        // are of others.
-        let into = format!("{} FORMAT Native", insert_into(client.database(), into, table.columns(), &[]));
-        // Rows that were read before can be read again.
-        let pieces = row::to_native(*table, &body, rows).unwrap_or_default();
         // Never taken for a repeat: nothing is remembered of these tables.
-        client.insert_pieces(&into, &insert_settings(&"trial", rows), pieces).await
+        insert_block(client, into, *table, &Block { rows, body }, &insert_settings(&"trial", rows)).await
     }
 
     /// What `error` says, of the real table.
@@ -312,10 +305,10 @@ impl Trial<'_> {
     }
 }
 
-fn as_refusal(result: Result<(), QueryError>) -> Result<Option<QueryError>, QueryError> {
+fn as_refusal(result: Result<(), BisectError>) -> Result<Option<QueryError>, BisectError> {
     match result {
         Ok(()) => Ok(None),
-        Err(error) if *error.kind() == Kind::Data => Ok(Some(error)),
+        Err(BisectError::Query(error)) if *error.kind() == Kind::Data => Ok(Some(error)),
         Err(error) => Err(error),
     }
 }

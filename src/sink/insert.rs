@@ -295,12 +295,11 @@ impl Inserter {
             arrival.blocks().into_iter().zip(arrival.stored).filter(|((_, block), _)| block.rows > 0)
         {
             let settings = insert_settings(&arrival::token(range, block, stored), block.rows);
-            let into = insert_into(self.client.database(), table.name(), table.columns(), &[]);
-            let (statement, pieces) = (format!("{into} FORMAT Native"), native(table, block).await?);
-            match self.noted(self.client.insert_pieces(&statement, &settings, pieces).await) {
-                Err(error) if *error.kind() == Kind::Data => {
+            match insert_block(&self.client, table.name(), table, block, &settings).await {
+                Err(AttemptError::Query(error)) if *error.kind() == Kind::Data => {
                     return Err(self.put_aside(range, (table, block), known, error, stop).await?);
                 }
+                Err(AttemptError::Query(error)) => self.noted(Err(error))?,
                 result => result?,
             }
             self.remember(table, block)?;
@@ -470,7 +469,19 @@ impl Inserter {
     }
 }
 
-/// `block` by column, which ClickHouse reads with less work.
+/// Inserts `block`, whose rows are of `table`, into the table `into`: by column, which ClickHouse reads with less work. The
+/// columns say of what type they are, and are converted if those of the table are of others.
+pub(super) async fn insert_block<E: From<QueryError> + From<BinaryError>>(
+    client: &Client,
+    into: &str,
+    table: Table,
+    block: &Block,
+    settings: &[(&str, String)],
+) -> Result<(), E> {
+    let statement = format!("{} FORMAT Native", insert_into(client.database(), into, table.columns(), &[]));
+    Ok(client.insert_pieces(&statement, settings, native(table, block).await?).await?)
+}
+
 async fn native(table: Table, block: &Block) -> Result<Vec<Bytes>, BinaryError> {
     let Block { rows, body } = block.clone();
     // Some 20 ms for a full range: too long for an async thread.
@@ -483,10 +494,14 @@ pub(crate) fn statement(database: &str, table: &str, columns: &[&str], more: &[&
     format!("{} FORMAT RowBinary", insert_into(database, table, columns, more))
 }
 
-pub(super) fn insert_into(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
+fn insert_into(database: &str, table: &str, columns: &[&str], more: &[&str]) -> String {
+    format!("INSERT INTO {}.{table} ({})", quote_identifier(database), column_list(columns, more))
+}
+
+/// The columns of a complete row: `columns`, its origin and position, and `more`.
+pub(super) fn column_list(columns: &[&str], more: &[&str]) -> String {
     let columns = columns.iter().chain(ORIGIN_COLUMNS).chain(POSITION_COLUMNS).chain(more);
-    let columns: Vec<String> = columns.map(|column| quote_identifier(column)).collect();
-    format!("INSERT INTO {}.{table} ({})", quote_identifier(database), columns.join(", "))
+    columns.map(|column| quote_identifier(column)).collect::<Vec<_>>().join(", ")
 }
 
 /// What every insert pins, whatever the server's or the user's profile says.

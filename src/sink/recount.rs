@@ -24,7 +24,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 
 use super::{
-    insert::{insert_into, insert_settings},
+    insert::{insert_block, insert_settings},
     source::Block,
 };
 use crate::{
@@ -130,7 +130,7 @@ pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, 
         Mend::Attach => attach(client, stored, &missing_rows).await?,
         Mend::Insert => {
             let settings = insert_settings(&format!("{token}#missing"), missing);
-            insert_native(client, table.name(), *table, &missing_rows, &settings).await?;
+            insert_block::<RecountError>(client, table.name(), *table, &missing_rows, &settings).await?;
         }
     }
     Ok(missing)
@@ -196,17 +196,6 @@ async fn how(client: &Client, name: &str) -> Result<Mend, QueryError> {
     Ok(if replicated { Mend::Insert } else { Mend::Attach })
 }
 
-async fn insert_native(
-    client: &Client,
-    into: &str,
-    table: Table,
-    block: &Block,
-    settings: &[(&str, String)],
-) -> Result<(), RecountError> {
-    let into = format!("{} FORMAT Native", insert_into(client.database(), into, table.columns(), &[]));
-    Ok(client.insert_pieces(&into, settings, row::to_native(table, &block.body, block.rows)?).await?)
-}
-
 /// Puts rows into the table without its views.
 async fn attach(client: &Client, stored: &Stored<'_>, missing: &Block) -> Result<(), RecountError> {
     let staging = format!("{}_missing_{:08x}", stored.table.name(), crc32c::crc32c(stored.token.as_bytes()));
@@ -214,7 +203,8 @@ async fn attach(client: &Client, stored: &Stored<'_>, missing: &Block) -> Result
     let (table, target) = (format!("{database}.{}", stored.table.name()), format!("{database}.{staging}"));
     client.execute(&format!("DROP TABLE IF EXISTS {target} SYNC")).await?;
     client.execute(&format!("CREATE TABLE {target} AS {table}")).await?;
-    insert_native(client, &staging, stored.table, missing, &insert_settings(&stored.token, missing.rows)).await?;
+    let settings = insert_settings(&stored.token, missing.rows);
+    insert_block::<RecountError>(client, &staging, stored.table, missing, &settings).await?;
     let partitions = client
         .fetch::<Partition>(&format!(
             "SELECT DISTINCT partition_id AS id FROM system.parts WHERE active AND database = {} AND table = {}",

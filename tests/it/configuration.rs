@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
-use crate::support::engine::{Setup, eventually};
+use crate::support::{
+    engine::{Setup, eventually},
+    process::ToEnd,
+};
 
 #[test]
 fn a_wrong_configuration_names_every_wrong_key_and_exits_64() {
@@ -17,7 +20,7 @@ fn a_wrong_configuration_names_every_wrong_key_and_exits_64() {
             assert!(text.contains(wrong), "{subcommand} does not name {wrong}:\n{text}");
         }
     }
-    let usage = Command::new(env!("CARGO_BIN_EXE_ingestion-engine")).arg("--wrong").output().unwrap();
+    let usage = Command::new(env!("CARGO_BIN_EXE_ingestion-engine")).arg("--wrong").to_end();
     assert_eq!(usage.status.code(), Some(64));
 }
 

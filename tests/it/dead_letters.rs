@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::support::{
     engine::{ClickHouse, Engine, Setup, TENANT, eventually, signal},
+    process::ToEnd,
     tansu::Tansu,
 };
 
@@ -49,7 +50,7 @@ fn held(clickhouse: &ClickHouse, letters: usize) {
 
 /// Runs a command that succeeds; what it prints.
 fn command(setup: &Setup, words: &str) -> String {
-    let output = setup.command(words).output().unwrap();
+    let output = setup.command(words).to_end();
     assert!(output.status.success(), "{words}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -290,7 +291,7 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     let torn = fs::read_to_string(&file).unwrap() + "{\"letter_id\":\"00";
     fs::write(&file, torn).unwrap();
     let engine = away.start();
-    let output = away.command("dead-letters list --json").output().unwrap();
+    let output = away.command("dead-letters list --json").to_end();
     assert_eq!(output.status.code(), Some(1), "not all was searched: {output:?}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("only this node's files"), "{output:?}");
     let listed: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
@@ -476,7 +477,7 @@ fn a_replay_that_is_cut_off_says_what_was_done_and_its_repeat_does_the_rest() {
     };
     let replay = begin(&engine, 0);
     signal(replay.id(), "INT");
-    let output = replay.wait_with_output().unwrap();
+    let output = replay.to_end();
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.code() == Some(1)
@@ -492,7 +493,7 @@ fn a_replay_that_is_cut_off_says_what_was_done_and_its_repeat_does_the_rest() {
     // A repeat, in which the engine is killed.
     let replay = begin(&engine, engine.metric("ingestion_events_total{outcome=\"replayed\",code=\"\"}"));
     engine.kill();
-    let output = replay.wait_with_output().unwrap();
+    let output = replay.to_end();
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && words.contains("letters were done before that"), "{words}");
     drop(engine);
@@ -557,7 +558,7 @@ fn an_erasure_finds_letters_and_what_is_no_event_stays() {
     let left = "SELECT count() FROM overwatch.dead_letters WHERE user_id = 'ann' AND tenant_id != toUUID('00000000-0000-0000-0000-00000000004d')";
     assert_eq!(clickhouse.query(left), "0");
 
-    let output = setup.command("dead-letters replay --all --json").output().unwrap();
+    let output = setup.command("dead-letters replay --all --json").to_end();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&summary["replayed"], &summary["held"]), (&json!(1), &json!(2)), "{summary}");

@@ -1,6 +1,6 @@
 //! What was acknowledged is there, whatever ends the engine.
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::support::{
     engine::{ClickHouse, Setup, eventually, signal},
     load::Load,
+    process::ToEnd,
 };
 
 #[test]
@@ -120,12 +121,12 @@ fn drain_that_cannot_empty_the_log_does_not_say_so() {
     let mut engine = away.start();
     assert_eq!(engine.ingest(r#"{"type":"custom","name":"n"}"#).status, 200);
     engine.terminate();
-    let mut drain = away.command("drain").stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut drain = away.command("drain").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // It goes on trying until it is told to stop, and then says that it did not finish.
     std::thread::sleep(Duration::from_secs(2));
     assert!(drain.try_wait().unwrap().is_none(), "it ended with a log that is not empty");
     signal(drain.id(), "TERM");
-    assert_eq!(drain.wait().unwrap().code(), Some(1));
+    assert_eq!(drain.to_end().status.code(), Some(1));
 }
 
 #[test]
@@ -165,11 +166,12 @@ fn a_full_log_refuses_with_503_and_recovers_as_it_drains() {
 fn a_frozen_clickhouse_server_shows_in_health_and_clears() {
     let (home, server_home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let port_file = server_home.path().join("port");
-    let mut server = Setup::new(server_home.path())
+    let server = Setup::new(server_home.path())
         .command("clickhouse")
         .arg("--port-file")
         .arg(&port_file)
-        .stderr(std::process::Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     eventually("the server answers", || port_file.exists());
@@ -186,5 +188,5 @@ fn a_frozen_clickhouse_server_shows_in_health_and_clears() {
     ClickHouse::at(&url).wait_for("SELECT name FROM overwatch.events", "meanwhile");
     drop(engine);
     signal(server.id(), "TERM");
-    assert!(server.wait().unwrap().success());
+    assert!(server.to_end().status.success());
 }

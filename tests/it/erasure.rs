@@ -12,6 +12,7 @@ use crate::{
     clickhouse_facade::clickhouse_child::ClickHouse as Server,
     support::{
         engine::{ClickHouse, Engine, ONE, Setup, TWO, eventually},
+        process::ToEnd,
         proxy::Proxy,
         tansu::Tansu,
     },
@@ -31,7 +32,7 @@ fn send(engine: &Engine, key: &str, people: &[(&str, &str)]) {
 
 /// Runs the command and returns its report.
 fn report(setup: &Setup, words: &str) -> Value {
-    let output = setup.command(&format!("{words} --json")).output().unwrap();
+    let output = setup.command(&format!("{words} --json")).to_end();
     assert!(output.status.success(), "{words}: {output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -107,9 +108,9 @@ fn one_person_is_erased_by_user_and_anonymous_id_and_nobody_else() {
     assert_eq!((removed(&purged, "plugin_sums"), removed(&purged, "plugin_amounts")), (7, 3), "{purged}");
     assert_eq!(clickhouse.query(PEOPLE), "2  device\n2 ann device");
 
-    let output = setup.command("erase --user ann").output().unwrap();
+    let output = setup.command("erase --user ann").to_end();
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--tenant"), "{output:?}");
-    let text = setup.command(&format!("erase --tenant {TWO} --user nobody")).output().unwrap().stdout;
+    let text = setup.command(&format!("erase --tenant {TWO} --user nobody")).to_end().stdout;
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("nothing: no table held such a row") && text.contains("Remains:"), "{text}");
 }

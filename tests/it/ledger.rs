@@ -3,10 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -29,13 +27,14 @@ use crate::{
         fault_proxy::{Fault, FaultProxy},
         load::Load,
         plugins::{copy_in, pilot},
+        process::ToEnd,
         tansu::{Tansu, free_port},
     },
 };
 
 /// The ledger as the command tells it, and whether its exit code says that it balances.
 fn ledger(setup: &Setup) -> (Value, bool) {
-    let output = setup.command("ledger --json").output().unwrap();
+    let output = setup.command("ledger --json").to_end();
     let text = String::from_utf8(output.stdout).unwrap();
     let report = serde_json::from_str(&text)
         .unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
@@ -371,14 +370,11 @@ fn a_ledger_that_cannot_be_measured_is_no_ledger_that_does_not_balance() {
     is_2(&setup, &format!("pid {}", std::process::id()));
 
     // As while a ledger reads: an engine that starts waits, and says for whom.
-    let mut child = setup.command("serve").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let waits = lines.find(|line| line.contains("waiting for the lock of a folder")).unwrap();
+    let engine = setup.spawn();
+    let waits = engine.wait_for_log("waiting for the lock of a folder");
     assert!(waits.contains(&format!("pid {}", std::process::id())), "{waits}");
     drop(lock);
-    lines.find(|line| line.contains("api listening")).unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    engine.wait_for_log("api listening");
 }
 
 /// An engine whose events stay in its log: ClickHouse takes no insert, but answers.

@@ -13,6 +13,7 @@ use crate::{
     support::{
         engine::{ClickHouse, Engine, ONE, Setup, TWO, eventually},
         plugins::{copy_in, pilot},
+        process::ToEnd,
         proxy::Proxy,
         tansu::Tansu,
     },
@@ -28,7 +29,7 @@ fn send(engine: &Engine, key: &str, ids: &[Uuid]) {
 
 /// Runs the command; gives its exit code, what it says, and its complaints.
 fn run(setup: &Setup, words: &str) -> (i32, String, String) {
-    let output = setup.command(&format!("trace {words}")).output().unwrap();
+    let output = setup.command(&format!("trace {words}")).to_end();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use super::clickhouse_child::{ClickHouse, PROGRAM, curl, post, wait_for, with_query};
+use crate::support::process::ToEnd;
 
 #[test]
 fn acknowledged_rows_survive_kill_9() {
@@ -114,7 +115,7 @@ fn a_second_process_on_the_path_is_refused_and_told_who_has_it() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("clickhouse");
     let first = ClickHouse::start(&path);
-    let output = Command::new(PROGRAM).args(["clickhouse", "--port", "0", "--path"]).arg(&path).output().unwrap();
+    let output = Command::new(PROGRAM).args(["clickhouse", "--port", "0", "--path"]).arg(&path).to_end();
     assert!(!output.status.success());
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(log.contains(&format!("pid {}", first.process.id())), "{log}");

@@ -12,6 +12,7 @@ use crate::{
     support::{
         engine::{ClickHouse, Engine, Setup, eventually},
         fault_proxy::Trap,
+        process::ToEnd,
         rig::{Kind, Rig},
         tansu::Tansu,
     },
@@ -44,7 +45,7 @@ fn left_out(engine: &Engine) -> u64 {
 fn ledger(setup: &Setup) -> Value {
     let mut total = Value::Null;
     eventually("the ledger balances with nothing on its way", || {
-        let output = setup.command("ledger --json").output().unwrap();
+        let output = setup.command("ledger --json").to_end();
         let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         total = report["total"].clone();
         report["balanced"] == true && total["in_wal"] == 0 && total["in_broker"] == 0
@@ -115,7 +116,7 @@ fn what_was_sent_to_two_nodes_is_stored_once_also_by_sinks_that_have_just_starte
     assert_eq!(together(&ledgers, "duplicate"), 1500, "{ledgers:?}");
     assert_eq!(together(&ledgers, "stored"), 1600, "{ledgers:?}");
     // The row is the other node's, and this one finds it.
-    let output = two.command(&format!("trace {} --json", second[0])).output().unwrap();
+    let output = two.command(&format!("trace {} --json", second[0])).to_end();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["found"], &report["tenants"][0]["state"]), (&json!(true), &json!("stored")), "{report:#}");
 }

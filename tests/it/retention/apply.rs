@@ -4,7 +4,10 @@ use ingestion_engine::event::Retention;
 use serde_json::{Value, json};
 
 use super::{DAY, HOUR, id, put, section, send};
-use crate::support::engine::{ClickHouse, Setup};
+use crate::support::{
+    engine::{ClickHouse, Setup},
+    process::ToEnd,
+};
 
 /// Changes the tenants' file: tenant 1 has `retention`, tenant 2 keeps its 90 days.
 fn write(setup: &Setup, retention: &str) {
@@ -13,7 +16,7 @@ fn write(setup: &Setup, retention: &str) {
 
 /// The report of a run for tenant 1.
 fn apply(setup: &Setup) -> Value {
-    let output = setup.command("retention apply tenant-1 --json").output().unwrap();
+    let output = setup.command("retention apply tenant-1 --json").to_end();
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -144,12 +147,12 @@ fn a_run_that_ended_at_any_step_is_finished_by_the_next() {
     for step in 1..=5 {
         write(&setup, new.1);
         park(step, 0, old.0);
-        let output = setup.command(&format!("retention apply tenant-1 --stop-after {step}")).output().unwrap();
+        let output = setup.command(&format!("retention apply tenant-1 --stop-after {step}")).to_end();
         assert_eq!(output.status.code(), Some(3), "step {step}: {output:?}");
         assert_ne!(copies(&clickhouse), "", "step {step}");
         // What is in a complete copy only would be erased from nowhere, and come back.
         if step == 3 {
-            let output = setup.command("tenants purge tenant-1").output().unwrap();
+            let output = setup.command("tenants purge tenant-1").to_end();
             let said = String::from_utf8(output.stderr).unwrap();
             assert!(output.status.code() == Some(1) && said.contains("was not finished: run it again first"), "{said}");
         }
@@ -168,7 +171,7 @@ fn a_run_that_ended_at_any_step_is_finished_by_the_next() {
     }
     // Released after the copy of what was parked was complete.
     park(6, 0, Retention::Keep);
-    let output = setup.command("retention apply tenant-1 --stop-after 3").output().unwrap();
+    let output = setup.command("retention apply tenant-1 --stop-after 3").to_end();
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(copies(&clickhouse).ends_with("_parked_events"));
     park(6, 1, Retention::Keep);
@@ -179,7 +182,7 @@ fn a_run_that_ended_at_any_step_is_finished_by_the_next() {
 
     // A tenant whose retention has changed again since: the unfinished run is finished, then the new one is done.
     write(&setup, new.1);
-    let output = setup.command("retention apply tenant-1 --stop-after 4").output().unwrap();
+    let output = setup.command("retention apply tenant-1 --stop-after 4").to_end();
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     write(&setup, "keep");
     apply(&setup);

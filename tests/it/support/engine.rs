@@ -2,16 +2,18 @@
 
 use std::{
     fmt::Write as _,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
+
+use super::process::ToEnd;
 
 /// Tenant and key of every test engine.
 pub const TENANT: &str = "00000000-0000-0000-0000-000000000000";
@@ -168,7 +170,7 @@ impl Setup {
         let mut child = self.command("serve").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().unwrap();
-        let reader = thread::spawn({
+        thread::spawn({
             let log = Arc::clone(&log);
             move || {
                 for line in BufReader::new(stderr).lines() {
@@ -180,7 +182,7 @@ impl Setup {
                 log.more.notify_all();
             }
         });
-        Engine { child, log, reader: Some(reader), api: String::new(), agent: agent() }
+        Engine { child, log, api: String::new(), agent: agent() }
     }
 
     /// One with two tenants, [`ONE`] called first, whose keys are `one` and `two`.
@@ -199,17 +201,8 @@ impl Setup {
 
     /// Runs a subcommand to its end.
     pub fn run(&self, subcommand: &str) -> (ExitStatus, String) {
-        let mut child = self.command(subcommand).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let errors = thread::spawn(move || {
-            let mut text = String::new();
-            stderr.read_to_string(&mut text).unwrap();
-            text
-        });
-        let mut text = String::new();
-        stdout.read_to_string(&mut text).unwrap();
-        text.push_str(&errors.join().unwrap());
-        (wait(&mut child, "end of a subcommand"), text)
+        let Output { status, stdout, stderr } = self.command(subcommand).to_end();
+        (status, [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat())
     }
 }
 
@@ -263,7 +256,6 @@ impl Answer {
 pub struct Engine {
     child: Child,
     log: Arc<Log>,
-    reader: Option<thread::JoinHandle<()>>,
     api: String,
     agent: ureq::Agent,
 }
@@ -364,9 +356,8 @@ impl Engine {
     pub fn terminate(&mut self) -> ExitStatus {
         signal(self.child.id(), "TERM");
         let status = wait(&mut self.child, "end after SIGTERM");
-        if let Some(reader) = self.reader.take() {
-            reader.join().unwrap();
-        }
+        // What it has started may hold its output for a moment, and not for ever.
+        eventually("the end of its output", || self.log.lines.lock().unwrap().1);
         status
     }
 }

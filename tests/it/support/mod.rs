@@ -12,6 +12,7 @@ pub mod links;
 pub mod load;
 pub mod plugins;
 pub mod power;
+pub mod process;
 pub mod proxy;
 pub mod rig;
 pub mod rows;

@@ -5,18 +5,21 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::{event, good, outcome, refused, send};
-use crate::support::engine::{Setup, eventually};
+use crate::support::{
+    engine::{Setup, eventually},
+    process::ToEnd,
+};
 
 /// What the command of these words prints on standard output.
 fn run(setup: &Setup, words: &str) -> String {
-    let output = setup.command(words).output().unwrap();
+    let output = setup.command(words).to_end();
     assert!(output.status.success(), "{words}: {output:?}");
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
 /// What the command of these words says when it fails.
 fn fail(setup: &Setup, words: &str) -> String {
-    let output = setup.command(words).output().unwrap();
+    let output = setup.command(words).to_end();
     assert_eq!(output.status.code(), Some(1), "{words}: {output:?}");
     String::from_utf8(output.stderr).unwrap()
 }
@@ -94,7 +97,7 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
         assert!(parts.iter().all(|part| said.contains(part)), "{words}: {said}");
     }
     for usage in ["tenants", "keys create", "keys create one --scope write", "keys create one --origin shop.example"] {
-        assert_eq!(setup.command(usage).output().unwrap().status.code(), Some(64), "{usage}");
+        assert_eq!(setup.command(usage).to_end().status.code(), Some(64), "{usage}");
     }
     assert_eq!(std::fs::read_to_string(setup.tenants_file()).unwrap(), before);
 }
@@ -107,7 +110,7 @@ fn several_people_at_a_time_all_get_theirs() {
     let commands: Vec<_> = (0..6).map(|number| setup.command(&format!("tenants add tenant-{number}"))).collect();
     thread::scope(|scope| {
         for mut command in commands {
-            scope.spawn(move || assert!(command.output().unwrap().status.success()));
+            scope.spawn(move || assert!(command.to_end().status.success()));
         }
     });
     let tenants: Value = serde_json::from_str(&run(&setup, "tenants list --json")).unwrap();

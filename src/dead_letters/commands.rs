@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
@@ -194,53 +194,64 @@ pub struct Places {
     pub folder: PathBuf,
 }
 
-/// A letter and whether it is only in a file of this node.
-type Found = (Entry, bool);
+/// Letters, each with whether it is only in a file of this node.
+struct Found {
+    letters: Vec<(Entry, bool)>,
+    /// Why the table was not asked, if it was not: there may be more.
+    not_asked: Option<anyhow::Error>,
+}
 
 impl Places {
-    /// The letters that `filter` names. Those in files first.
-    async fn letters(
-        &self,
-        filter: &Filter,
-        state: Option<&str>,
-        limit: usize,
-        with_bytes: bool,
-    ) -> Result<Vec<Found>> {
+    /// The letters that `filter` names. Those in files first, whether or not ClickHouse answers.
+    async fn letters(&self, filter: &Filter, state: Option<&str>, limit: usize, with_bytes: bool) -> Result<Found> {
         let local: Vec<Letter> =
             read_files(&self.folder).with_context(|| format!("reading {}", self.folder.display()))?;
-        let mut found: Vec<Found> =
+        let mut found: Vec<(Entry, bool)> =
             local.iter().filter(|letter| filter.names(letter)).map(|letter| (Entry::from(letter), true)).collect();
         found.sort_by_key(|(entry, _)| std::cmp::Reverse((entry.died_at_ms, entry.letter_id)));
         // One that was kept twice is one.
         let mut seen = HashSet::new();
         found.retain(|(entry, _)| seen.insert(entry.letter_id));
-        match &self.client {
+        let listed = match &self.client {
             Ok(client) => {
-                let listed = Store::new(client.clone()).list(filter, state, None, limit, with_bytes).await?;
+                let listed = Store::new(client.clone()).list(filter, state, None, limit, with_bytes).await;
+                listed.context("ClickHouse does not answer")
+            }
+            Err(error) => Err(anyhow!("{error:#}")),
+        };
+        let not_asked = match listed {
+            Ok(listed) => {
                 // One that is being delivered stands in both.
                 found.retain(|(local, _)| listed.iter().all(|entry| entry.letter_id != local.letter_id));
                 found.extend(listed.into_iter().map(|entry| (entry, false)));
+                None
             }
-            Err(error) => eprintln!("warning: only this node's files are searched: {error:#}"),
-        }
+            Err(error) => Some(error),
+        };
         found.truncate(limit);
-        Ok(found)
+        Ok(Found { letters: found, not_asked })
     }
 
     /// `dead-letters list`; what people must know beside it goes to stderr.
     ///
     /// # Errors
-    /// ClickHouse's or the file system's; a letter that was named is not among them.
+    /// ClickHouse's or the file system's, after what this node's files have is listed; a letter that was named is not among
+    /// them.
     pub async fn list(&self, filter: &Filter, all_states: bool, limit: usize, json: bool) -> Result<()> {
         let state = if all_states { None } else { Some("held") };
-        let found = self.letters(filter, state, limit, false).await?;
+        let Found { letters: found, not_asked } = self.letters(filter, state, limit, false).await?;
         if json {
             let list: Vec<Value> = found.iter().map(|(entry, local)| shown(entry, *local)).collect();
             println!("{}", serde_json::to_string_pretty(&list)?);
         } else {
             let rows: Vec<[String; 7]> = found.iter().map(|(entry, local)| cells(entry, *local)).collect();
             let names = ["LETTER", "DIED", "TENANT", "EVENT", "STAGE", "STATE", "REASON"];
-            print!("{}", aligned(names, &rows, "No dead letters.\n"));
+            let none =
+                if not_asked.is_some() { "No dead letters on this node's disk.\n" } else { "No dead letters.\n" };
+            print!("{}", aligned(names, &rows, none));
+        }
+        if let Some(error) = not_asked {
+            return Err(error.context("only this node's files were searched"));
         }
         if let Ok(client) = &self.client {
             let all = Store::new(client.clone()).count(filter, state).await?;
@@ -264,12 +275,21 @@ impl Places {
     /// `dead-letters show`.
     ///
     /// # Errors
-    /// ClickHouse's or the file system's; there is no such letter.
+    /// ClickHouse's or the file system's, unless the letter is on this node's disk; there is no such letter.
     pub async fn show(&self, letter: Uuid, json: bool) -> Result<String> {
         let filter = Filter { letters: vec![letter], ..Filter::default() };
-        let found = self.letters(&filter, None, 1, true).await?;
-        let Some((entry, local)) = found.first() else {
-            bail!("there is no dead letter {letter}{ALL}");
+        let Found { letters: found, not_asked } = self.letters(&filter, None, 1, true).await?;
+        let (entry, local) = match (found.first(), not_asked) {
+            (Some(found), None) => found,
+            (Some(found), Some(error)) => {
+                eprintln!("warning: what became of the letter is not known, its table could not be asked: {error:#}");
+                found
+            }
+            (None, None) => bail!("there is no dead letter {letter}{ALL}"),
+            (None, Some(error)) => {
+                let words = "is not on this node's disk, and the table dead_letters could not be asked";
+                return Err(error.context(format!("letter {letter} {words}")));
+            }
         };
         let mut shown = shown(entry, *local);
         let bytes = STANDARD.decode(&entry.bytes).unwrap_or_default();

@@ -78,7 +78,6 @@ async fn print(
             let filter = which.filter(find)?;
             warn_of_unknown(config, &filter);
             places().list(&filter, all_states, limit, json).await?;
-            reached().context("only this node's files were searched")?;
         }
         Action::Show { letter, json } => print!("{}", places().show(letter, json).await?),
         Action::Drop { chosen, json } => {

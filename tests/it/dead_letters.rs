@@ -298,6 +298,15 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     assert!(listed.iter().all(|letter| letter["where"] == "on local disk"), "{listed:?}");
     let shown = command(&away, &format!("dead-letters show {}", listed[0]["letter_id"].as_str().unwrap()));
     assert!(shown.contains("not today") && shown.contains("\"filler\": \"xxxxxxxxxx\""), "{shown}");
+    // Whether there is another one nobody knows now.
+    let elsewhere = Uuid::from_u128(404);
+    for action in ["show", "list"] {
+        let (status, words) = away.run(&format!("dead-letters {action} {elsewhere}"));
+        assert!(status.code() == Some(1) && words.contains("ClickHouse cannot be reached"), "{action}: {words}");
+        assert!(!words.contains("there is no") && !words.contains("or there is none"), "{action}: {words}");
+    }
+    let (_, words) = away.run(&format!("dead-letters show {elsewhere}"));
+    assert!(words.contains("is not on this node's disk, and the table dead_letters could not be asked"), "{words}");
     let (status, words) = away.run("dead-letters drop --all");
     assert!(status.code() == Some(1) && words.contains("ClickHouse cannot be reached"), "{words}");
     drop(engine);

@@ -100,6 +100,16 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether something is to become of letters, and it is not said of which.
+    pub fn chooses_nothing(&self) -> bool {
+        match self {
+            Self::Replay { chosen, .. } | Self::Drop { chosen, .. } => chosen.is_nothing(),
+            Self::List { .. } | Self::Show { .. } => false,
+        }
+    }
+}
+
 /// Which letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Which {
@@ -172,17 +182,21 @@ pub struct Chosen {
     pub all: bool,
 }
 
+/// What to say when nothing was chosen.
+pub const CHOOSE: &str =
+    "say which letters: their names, --tenant, --event, --reason, --stage, --since, --until, or --all";
+
 impl Chosen {
+    fn is_nothing(&self) -> bool {
+        !self.all && self.which == Which::default()
+    }
+
     /// The filter; `find` finds a tenant by id or name.
     ///
     /// # Errors
-    /// There is no such tenant, or nothing was chosen.
+    /// There is no such tenant.
     pub fn filter(&self, find: impl Fn(&str) -> Result<TenantId>) -> Result<Filter> {
-        let filter = self.which.filter(find)?;
-        if filter.is_all() && !self.all {
-            bail!("say which letters: their names, --tenant, --event, --reason, --stage, --since, --until, or --all");
-        }
-        Ok(filter)
+        self.which.filter(find)
     }
 }
 

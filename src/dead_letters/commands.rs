@@ -200,10 +200,20 @@ impl Chosen {
     }
 }
 
+/// The table of dead letters, to be looked at.
+pub enum Table {
+    /// In this ClickHouse, if it has one yet.
+    In(Box<Client>),
+    /// There is none yet, in words.
+    NotYet(String),
+    /// It cannot be reached.
+    Away(anyhow::Error),
+}
+
 /// Where letters are: in the table, if ClickHouse can be reached, and in the files of this node.
 pub struct Places {
-    /// The table; or why it cannot be read.
-    pub client: Result<Client>,
+    /// The table.
+    pub table: Table,
     /// The files.
     pub folder: PathBuf,
 }
@@ -211,8 +221,23 @@ pub struct Places {
 /// Letters, each with whether it is only in a file of this node.
 struct Found {
     letters: Vec<(Entry, bool)>,
-    /// Why the table was not asked, if it was not: there may be more.
-    not_asked: Option<anyhow::Error>,
+    asked: Asked,
+}
+
+/// Whether the table was asked.
+enum Asked {
+    All,
+    /// There is none yet.
+    Nothing(String),
+    /// It was not: there may be more letters.
+    Failed(anyhow::Error),
+}
+
+impl Found {
+    fn of(mut letters: Vec<(Entry, bool)>, limit: usize, asked: Asked) -> Self {
+        letters.truncate(limit);
+        Self { letters, asked }
+    }
 }
 
 impl Places {
@@ -226,24 +251,23 @@ impl Places {
         // One that was kept twice is one.
         let mut seen = HashSet::new();
         found.retain(|(entry, _)| seen.insert(entry.letter_id));
-        let listed = match &self.client {
-            Ok(client) => {
-                let listed = Store::new(client.clone()).list(filter, state, None, limit, with_bytes).await;
-                listed.context("ClickHouse does not answer")
-            }
-            Err(error) => Err(anyhow!("{error:#}")),
+        let listed = match &self.table {
+            Table::In(client) => Store::new((**client).clone()).list(filter, state, None, limit, with_bytes).await,
+            Table::NotYet(why) => return Ok(Found::of(found, limit, Asked::Nothing(why.clone()))),
+            Table::Away(error) => return Ok(Found::of(found, limit, Asked::Failed(anyhow!("{error:#}")))),
         };
-        let not_asked = match listed {
+        match listed {
             Ok(listed) => {
                 // One that is being delivered stands in both.
                 found.retain(|(local, _)| listed.iter().all(|entry| entry.letter_id != local.letter_id));
                 found.extend(listed.into_iter().map(|entry| (entry, false)));
-                None
+                Ok(Found::of(found, limit, Asked::All))
             }
-            Err(error) => Some(error),
-        };
-        found.truncate(limit);
-        Ok(Found { letters: found, not_asked })
+            Err(error) if error.is_missing_table() => {
+                Ok(Found::of(found, limit, Asked::Nothing("ClickHouse has no table of dead letters yet".to_owned())))
+            }
+            Err(error) => Ok(Found::of(found, limit, Asked::Failed(error.into()))),
+        }
     }
 
     /// `dead-letters list`; what people must know beside it goes to stderr.
@@ -253,26 +277,30 @@ impl Places {
     /// them.
     pub async fn list(&self, filter: &Filter, all_states: bool, limit: usize, json: bool) -> Result<()> {
         let state = if all_states { None } else { Some("held") };
-        let Found { letters: found, not_asked } = self.letters(filter, state, limit, false).await?;
+        let Found { letters: found, asked } = self.letters(filter, state, limit, false).await?;
         if json {
             let list: Vec<Value> = found.iter().map(|(entry, local)| shown(entry, *local)).collect();
             println!("{}", serde_json::to_string_pretty(&list)?);
         } else {
             let rows: Vec<[String; 7]> = found.iter().map(|(entry, local)| cells(entry, *local)).collect();
             let names = ["LETTER", "DIED", "TENANT", "EVENT", "STAGE", "STATE", "REASON"];
-            let none =
-                if not_asked.is_some() { "No dead letters on this node's disk.\n" } else { "No dead letters.\n" };
+            let none = match asked {
+                Asked::Failed(_) => "No dead letters on this node's disk.\n",
+                Asked::All | Asked::Nothing(_) => "No dead letters.\n",
+            };
             print!("{}", aligned(names, &rows, none));
         }
-        if let Some(error) = not_asked {
-            return Err(error.context("only this node's files were searched"));
-        }
-        if let Ok(client) = &self.client {
-            let all = Store::new(client.clone()).count(filter, state).await?;
-            let shown = found.iter().filter(|(_, local)| !local).count() as u64;
-            if all.letters > shown {
-                eprintln!("{} more letters are not shown: --limit", all.letters - shown);
+        match (asked, &self.table) {
+            (Asked::Failed(error), _) => return Err(error.context("only this node's files were searched")),
+            (Asked::Nothing(why), _) => eprintln!("{why}"),
+            (Asked::All, Table::In(client)) => {
+                let all = Store::new((**client).clone()).count(filter, state).await?;
+                let shown = found.iter().filter(|(_, local)| !local).count() as u64;
+                if all.letters > shown {
+                    eprintln!("{} more letters are not shown: --limit", all.letters - shown);
+                }
             }
+            (Asked::All, _) => {}
         }
         let missing = filter.letters.iter().find(|name| found.iter().all(|(entry, _)| entry.letter_id != **name));
         match missing {
@@ -292,15 +320,16 @@ impl Places {
     /// ClickHouse's or the file system's, unless the letter is on this node's disk; there is no such letter.
     pub async fn show(&self, letter: Uuid, json: bool) -> Result<String> {
         let filter = Filter { letters: vec![letter], ..Filter::default() };
-        let Found { letters: found, not_asked } = self.letters(&filter, None, 1, true).await?;
-        let (entry, local) = match (found.first(), not_asked) {
-            (Some(found), None) => found,
-            (Some(found), Some(error)) => {
+        let Found { letters: found, asked } = self.letters(&filter, None, 1, true).await?;
+        let (entry, local) = match (found.first(), asked) {
+            (Some(found), Asked::All | Asked::Nothing(_)) => found,
+            (Some(found), Asked::Failed(error)) => {
                 eprintln!("warning: what became of the letter is not known, its table could not be asked: {error:#}");
                 found
             }
-            (None, None) => bail!("there is no dead letter {letter}{ALL}"),
-            (None, Some(error)) => {
+            (None, Asked::All) => bail!("there is no dead letter {letter}{ALL}"),
+            (None, Asked::Nothing(why)) => bail!("there is no dead letter {letter}: {why}"),
+            (None, Asked::Failed(error)) => {
                 let words = "is not on this node's disk, and the table dead_letters could not be asked";
                 return Err(error.context(format!("letter {letter} {words}")));
             }

@@ -14,9 +14,12 @@ use rdkafka::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{
-    engine::{ClickHouse, Engine, Setup, TENANT, eventually, signal},
-    tansu::Tansu,
+use crate::{
+    clickhouse_facade::clickhouse_child::ClickHouse as Server,
+    support::{
+        engine::{ClickHouse, Engine, Setup, TENANT, eventually, signal},
+        tansu::Tansu,
+    },
 };
 
 const NO_EVIL: &str = "ALTER TABLE overwatch.events ADD CONSTRAINT no_evil CHECK name != 'evil'";
@@ -359,6 +362,40 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     let engine = setup.start();
     eventually("the files are gone", || read_files(&folder).unwrap().is_empty());
     held(&engine.clickhouse(), 3);
+}
+
+#[test]
+fn a_look_where_nothing_was_stored_yet_begins_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let (status, words) = setup.run("dead-letters list");
+    assert!(
+        status.success() && words.contains("No dead letters.") && words.contains("nothing was ever stored"),
+        "{words}"
+    );
+    let (status, words) = setup.run(&format!("dead-letters show {}", Uuid::from_u128(404)));
+    assert!(status.code() == Some(1) && words.contains("there is no dead letter"), "{words}");
+    assert!(words.contains("nothing was ever stored"), "{words}");
+    assert!(!home.path().join("data").exists(), "made for a look");
+
+    // What waits on disk is there all the same.
+    keep(home.path(), tenant(), "ann", (1, 2), 10);
+    let letters = list(&setup, "");
+    assert_eq!(letters.len(), 2);
+    let shown = command(&setup, &format!("dead-letters show {}", letters[0]["letter_id"].as_str().unwrap()));
+    assert!(shown.contains("not today"), "{shown}");
+    assert!(!home.path().join("data/clickhouse").exists(), "made for a look");
+
+    // A ClickHouse that has no tables yet gets none.
+    let server = tempfile::tempdir().unwrap();
+    let database = Server::start(&server.path().join("clickhouse"));
+    let url = format!("http://127.0.0.1:{}", database.port);
+    let bare = Setup::new(home.path()).env("INGESTION_CLICKHOUSE_URL", &url);
+    let (status, words) = bare.run("dead-letters list");
+    assert!(status.success() && words.contains("ClickHouse has no table of dead letters yet"), "{words}");
+    assert!(words.contains("on local disk"), "{words}");
+    let databases = ClickHouse::at(&url).query("SELECT count() FROM system.databases WHERE name = 'overwatch'");
+    assert_eq!(databases, "0");
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
     clickhouse::embedded::ChildArgs,
-    dead_letters::commands::DeadLettersArgs,
+    dead_letters::commands::{CHOOSE, DeadLettersArgs},
     plugins::commands::PluginsArgs,
     retention::RetentionArgs,
     tenants::commands::{KeysArgs, TenantsArgs},
@@ -187,7 +187,13 @@ impl std::fmt::Display for Words {
 /// # Errors
 /// What to print instead of running.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Words> {
-    Cli::try_parse_from(arguments).map_err(Words)
+    let cli = Cli::try_parse_from(arguments).map_err(Words)?;
+    match &cli.command {
+        Some(Command::DeadLetters(arguments)) if arguments.action.chooses_nothing() => {
+            Err(Words(Cli::command().error(ErrorKind::MissingRequiredArgument, CHOOSE)))
+        }
+        _ => Ok(cli),
+    }
 }
 
 #[cfg(test)]
@@ -297,6 +303,13 @@ mod tests {
     fn wrong_usage_is_64_and_help_is_0() {
         for wrong in [&["--confg", "a"][..], &["serv"], &["clickhouse", "--port", "99999"], &["--config"]] {
             assert_eq!(run(wrong).unwrap_err().code(), EXIT_USAGE, "{wrong:?}");
+        }
+        for action in ["replay", "drop"] {
+            let words = run(&["dead-letters", action, "--json"]).unwrap_err();
+            assert!(words.code() == EXIT_USAGE && words.to_string().contains("say which letters"), "{words}");
+            for chosen in [&["--all"][..], &["--tenant", "acme"], &["--since", "2h"]] {
+                assert!(run(&[&["dead-letters", action][..], chosen].concat()).is_ok(), "{action} {chosen:?}");
+            }
         }
         for asked in ["--help", "--version", "-h"] {
             assert_eq!(run(&[asked]).unwrap_err().code(), 0, "{asked}");

@@ -397,8 +397,18 @@ pub enum ClientError {
 pub fn ask<T: DeserializeOwned>(
     data_dir: &Path,
     request: &Request,
+    progress: impl FnMut(Value),
+) -> Result<T, ClientError> {
+    ask_within(data_dir, request, SILENCE, progress)
+}
+
+fn ask_within<T: DeserializeOwned>(
+    data_dir: &Path,
+    request: &Request,
+    silence: Duration,
     mut progress: impl FnMut(Value),
 ) -> Result<T, ClientError> {
+    let unheard = |error| ClientError::Answer(in_words(error, silence));
     let path = socket_path(data_dir)?;
     let stream = BlockingStream::connect(&path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -406,14 +416,14 @@ pub fn ask<T: DeserializeOwned>(
         }
         _ => ControlError::Io { action: "connect to", path: path.clone(), source }.into(),
     })?;
-    let patience = stream.set_read_timeout(Some(SILENCE)).and_then(|()| stream.set_write_timeout(Some(SILENCE)));
+    let patience = stream.set_read_timeout(Some(silence)).and_then(|()| stream.set_write_timeout(Some(silence)));
     patience.map_err(ClientError::Answer)?;
     let mut text = serde_json::to_vec(request).map_err(|error| ClientError::Answer(error.into()))?;
     text.push(b'\n');
-    (&stream).write_all(&text).map_err(ClientError::Answer)?;
+    (&stream).write_all(&text).map_err(unheard)?;
     let of_value = |value| serde_json::from_value(value).map_err(|error| ClientError::Answer(error.into()));
     for line in BufReader::new(stream.take(MOST_ANSWER_BYTES)).lines() {
-        let line = line.map_err(ClientError::Answer)?;
+        let line = line.map_err(unheard)?;
         match serde_json::from_str(&line).map_err(|error| ClientError::Answer(error.into()))? {
             Line::Ok(value) => return of_value(value),
             Line::Error(words) => return Err(ClientError::Refused(words)),
@@ -422,4 +432,34 @@ pub fn ask<T: DeserializeOwned>(
         }
     }
     Err(ClientError::Answer(io::ErrorKind::UnexpectedEof.into()))
+}
+
+/// The system says of a time that ran out that a resource is unavailable for now.
+fn in_words(error: io::Error, silence: Duration) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let words = format!("it has said nothing for {} s (is it frozen?)", silence.as_secs_f64());
+            io::Error::new(io::ErrorKind::TimedOut, words)
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use std::os::unix::net::UnixListener as BlockingListener;
+
+    use super::*;
+
+    #[test]
+    fn an_engine_that_says_nothing_is_said_to_say_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        // As one that is frozen: the system takes the connection, and nobody reads.
+        let _listener = BlockingListener::bind(home.path().join(SOCKET)).unwrap();
+        let asked = ask_within::<Value>(home.path(), &Request::Ledger, Duration::from_millis(50), |_| {});
+        let words = chain(&asked.unwrap_err());
+        assert!(words.ends_with("it has said nothing for 0.05 s (is it frozen?)"), "{words}");
+    }
 }

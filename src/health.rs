@@ -31,7 +31,7 @@ pub struct Report {
     pub state: State,
     /// When the component entered this state (UTC).
     pub since: Timestamp,
-    /// Why, in words for an operator; absent while all is well.
+    /// Why, in words for an operator; absent while all is well and there is nothing to be known of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -67,6 +67,11 @@ impl Component {
     /// Reports that all is well.
     pub fn up(&self) {
         self.report(State::Up, None);
+    }
+
+    /// Reports that all is well, and what is to be known of it all the same.
+    pub fn up_noting(&self, note: impl Into<String>) {
+        self.report(State::Up, Some(note.into()));
     }
 
     /// Reports that it works, but not as it should.

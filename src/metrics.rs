@@ -53,6 +53,13 @@ pub struct StageLabels {
     pub stage: &'static str,
 }
 
+/// Label of `source_partitions`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CarriesLabels {
+    /// `events` or `parked`: what the topic carries.
+    pub carries: &'static str,
+}
+
 /// Label of `sink_left_out`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LeftOutLabels {
@@ -237,6 +244,9 @@ catalogue! {
     /// Events in the log that the broker has not acknowledged yet (0 without brokers).
     relay_lag_events: Gauge = Gauge::default();
 
+    /// Partitions that the consumer group has given to this node, by what their topic carries: a sink that has none stores
+    /// nothing.
+    source_partitions: Family<CarriesLabels, Gauge> = Family::default();
     /// Messages read from the broker.
     source_messages: Counter = Counter::default();
     /// Events read from the broker or the log, repeats after a restart included.

@@ -83,6 +83,16 @@ pub enum Carries {
     Parked,
 }
 
+impl Carries {
+    /// As a metric is labelled.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Parked => "parked",
+        }
+    }
+}
+
 /// How to reach the broker and what to expect of it.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -22,6 +22,7 @@
 //!   is committed and given out, and asked for there at the next assignment.
 //! - A row that a relay sent again is dropped: what is at or below the mark of its log was read from this partition before.
 //!   The mark of a log that is new to an assignment is asked of ClickHouse.
+//! - A member that has no partition stores nothing: that is shown, and whether anybody stores what waits (`idle`).
 //! - A line that is no row goes to the dead letters before its offset passes; the other rows of its message go on. A
 //!   crash in between writes the same letter twice.
 //!
@@ -30,6 +31,7 @@
 
 mod buffer;
 mod commit;
+mod idle;
 mod marker;
 #[cfg(test)]
 mod model;
@@ -45,12 +47,13 @@ use std::{
 };
 
 use rdkafka::{consumer::BaseConsumer, topic_partition_list::TopicPartitionListElem};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::recall::Recall;
 use self::{
     commit::Committer,
+    idle::Share,
     poll::{Poller, SourceContext},
     state::{Shared, State},
 };
@@ -58,7 +61,7 @@ use super::{BrokerError, ClientEvents, Settings, Status};
 use crate::{
     dead_letters::DeadLetters,
     health::Component,
-    metrics::Metrics,
+    metrics::{CarriesLabels, Metrics},
     sink::source::{Range, RangeLimits, Source, SourceError},
 };
 
@@ -103,6 +106,14 @@ impl KafkaSource {
         let consumer: Arc<BaseConsumer<SourceContext>> =
             Arc::new(config.create_with_context(context).map_err(BrokerError::Configuration)?);
         let committer = Committer::new(shared.clone(), consumer.clone());
+        let (share, shared_out) = watch::channel(Share::default());
+        let partitions = CarriesLabels { carries: shared.settings.carries.as_str() };
+        let partitions = shared.metrics.source_partitions.get_or_create_owned(&partitions);
+        tokio::spawn({
+            let idle = idle::Idle::new(shared.clone(), topic.partitions.clone(), shared_out);
+            let cancel = cancel.clone();
+            async move { cancel.run_until_cancelled(idle.watch()).await }
+        });
         let mut poller = Poller {
             shared: shared.clone(),
             consumer,
@@ -110,6 +121,8 @@ impl KafkaSource {
             subscribed: false,
             gap_shown_until: None,
             refused: false,
+            partitions,
+            share,
         };
         let (tell_left, left) = oneshot::channel();
         thread::Builder::new()

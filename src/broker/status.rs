@@ -13,6 +13,8 @@ use crate::health::Component;
 /// How bad an observation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Severity {
+    /// All is well, and somebody may want to know.
+    Notice,
     Degraded,
     Down,
 }
@@ -61,8 +63,9 @@ impl Status {
         match worst {
             Some(Severity::Down) => self.component.down(reasons()),
             Some(Severity::Degraded) => self.component.degraded(reasons()),
+            Some(Severity::Notice) if self.contacted.load(Ordering::Relaxed) => self.component.up_noting(reasons()),
             None if self.contacted.load(Ordering::Relaxed) => self.component.up(),
-            None => {}
+            Some(Severity::Notice) | None => {}
         }
     }
 }
@@ -84,6 +87,9 @@ mod tests {
         assert_eq!(seen(), (State::Starting, None));
         status.contacted();
         assert_eq!(seen(), (State::Up, None));
+        status.set("assignment", Severity::Notice, "stands by");
+        assert_eq!(seen(), (State::Up, Some("stands by".into())));
+        status.clear("assignment");
         status.set("topic", Severity::Degraded, "weak");
         status.set("connection", Severity::Down, "gone");
         assert_eq!(seen(), (State::Down, Some("gone; weak".into())));

@@ -248,6 +248,33 @@ impl Client {
 async fn bounded<T>(limit: Duration, work: impl Future<Output = Result<T, Error>>) -> Result<T, QueryError> {
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result.map_err(QueryError::from),
-        Err(_elapsed) => Err(QueryError::from(Error::TimedOut)),
+        Err(_elapsed) => Err(QueryError::silent(limit)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::clickhouse::errors::Kind;
+
+    #[tokio::test]
+    async fn a_server_that_says_nothing_is_said_to_say_nothing() {
+        // As one that is frozen: the system takes the connection, and nobody reads.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::new(&Settings {
+            url: format!("http://{}", listener.local_addr().unwrap()),
+            user: "default".to_owned(),
+            password: String::new(),
+            database: "o".to_owned(),
+            ca_file: None,
+            compression: Compression::None,
+            insert_timeout: Duration::from_millis(50),
+        })
+        .unwrap();
+        let error = client.insert("INSERT INTO t FORMAT RowBinary", &[], Bytes::from_static(b"x")).await.unwrap_err();
+        assert_eq!(crate::error_chain::chain(&error), "no answer within 0.05 s");
+        assert_eq!((error.kind(), error.code()), (&Kind::Infrastructure, None));
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! The client library hands on the server's text (`Code: 60. DB::Exception: ...`), so that is what is read here.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 use crate::error_chain::chain;
@@ -103,6 +105,13 @@ impl QueryError {
             clickhouse::error::Error::BadResponse(text) => first_line(text),
             _ => &self.summary,
         }
+    }
+
+    /// Nothing was said within `limit`.
+    pub(super) fn silent(limit: Duration) -> Self {
+        let summary = format!("no answer within {} s", limit.as_secs_f64());
+        let source = clickhouse::error::Error::Other(summary.clone().into());
+        Self { kind: Kind::Infrastructure, code: None, summary, source }
     }
 
     /// Whether a table or its database is not there.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use jiff::Timestamp;
@@ -100,6 +100,16 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether something is to become of letters, and it is not said of which.
+    pub fn chooses_nothing(&self) -> bool {
+        match self {
+            Self::Replay { chosen, .. } | Self::Drop { chosen, .. } => chosen.is_nothing(),
+            Self::List { .. } | Self::Show { .. } => false,
+        }
+    }
+}
+
 /// Which letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Which {
@@ -172,82 +182,125 @@ pub struct Chosen {
     pub all: bool,
 }
 
+/// What to say when nothing was chosen.
+pub const CHOOSE: &str =
+    "say which letters: their names, --tenant, --event, --reason, --stage, --since, --until, or --all";
+
 impl Chosen {
+    fn is_nothing(&self) -> bool {
+        !self.all && self.which == Which::default()
+    }
+
     /// The filter; `find` finds a tenant by id or name.
     ///
     /// # Errors
-    /// There is no such tenant, or nothing was chosen.
+    /// There is no such tenant.
     pub fn filter(&self, find: impl Fn(&str) -> Result<TenantId>) -> Result<Filter> {
-        let filter = self.which.filter(find)?;
-        if filter.is_all() && !self.all {
-            bail!("say which letters: their names, --tenant, --event, --reason, --stage, --since, --until, or --all");
-        }
-        Ok(filter)
+        self.which.filter(find)
     }
+}
+
+/// The table of dead letters, to be looked at.
+pub enum Table {
+    /// In this ClickHouse, if it has one yet.
+    In(Box<Client>),
+    /// There is none yet, in words.
+    NotYet(String),
+    /// It cannot be reached.
+    Away(anyhow::Error),
 }
 
 /// Where letters are: in the table, if ClickHouse can be reached, and in the files of this node.
 pub struct Places {
-    /// The table; or why it cannot be read.
-    pub client: Result<Client>,
+    /// The table.
+    pub table: Table,
     /// The files.
     pub folder: PathBuf,
 }
 
-/// A letter and whether it is only in a file of this node.
-type Found = (Entry, bool);
+/// Letters, each with whether it is only in a file of this node.
+struct Found {
+    letters: Vec<(Entry, bool)>,
+    asked: Asked,
+}
+
+/// Whether the table was asked.
+enum Asked {
+    All,
+    /// There is none yet.
+    Nothing(String),
+    /// It was not: there may be more letters.
+    Failed(anyhow::Error),
+}
+
+impl Found {
+    fn of(mut letters: Vec<(Entry, bool)>, limit: usize, asked: Asked) -> Self {
+        letters.truncate(limit);
+        Self { letters, asked }
+    }
+}
 
 impl Places {
-    /// The letters that `filter` names. Those in files first.
-    async fn letters(
-        &self,
-        filter: &Filter,
-        state: Option<&str>,
-        limit: usize,
-        with_bytes: bool,
-    ) -> Result<Vec<Found>> {
+    /// The letters that `filter` names. Those in files first, whether or not ClickHouse answers.
+    async fn letters(&self, filter: &Filter, state: Option<&str>, limit: usize, with_bytes: bool) -> Result<Found> {
         let local: Vec<Letter> =
             read_files(&self.folder).with_context(|| format!("reading {}", self.folder.display()))?;
-        let mut found: Vec<Found> =
+        let mut found: Vec<(Entry, bool)> =
             local.iter().filter(|letter| filter.names(letter)).map(|letter| (Entry::from(letter), true)).collect();
         found.sort_by_key(|(entry, _)| std::cmp::Reverse((entry.died_at_ms, entry.letter_id)));
         // One that was kept twice is one.
         let mut seen = HashSet::new();
         found.retain(|(entry, _)| seen.insert(entry.letter_id));
-        match &self.client {
-            Ok(client) => {
-                let listed = Store::new(client.clone()).list(filter, state, None, limit, with_bytes).await?;
+        let listed = match &self.table {
+            Table::In(client) => Store::new((**client).clone()).list(filter, state, None, limit, with_bytes).await,
+            Table::NotYet(why) => return Ok(Found::of(found, limit, Asked::Nothing(why.clone()))),
+            Table::Away(error) => return Ok(Found::of(found, limit, Asked::Failed(anyhow!("{error:#}")))),
+        };
+        match listed {
+            Ok(listed) => {
                 // One that is being delivered stands in both.
                 found.retain(|(local, _)| listed.iter().all(|entry| entry.letter_id != local.letter_id));
                 found.extend(listed.into_iter().map(|entry| (entry, false)));
+                Ok(Found::of(found, limit, Asked::All))
             }
-            Err(error) => eprintln!("warning: only this node's files are searched: {error:#}"),
+            Err(error) if error.is_missing_table() => {
+                Ok(Found::of(found, limit, Asked::Nothing("ClickHouse has no table of dead letters yet".to_owned())))
+            }
+            Err(error) => Ok(Found::of(found, limit, Asked::Failed(error.into()))),
         }
-        found.truncate(limit);
-        Ok(found)
     }
 
     /// `dead-letters list`; what people must know beside it goes to stderr.
     ///
     /// # Errors
-    /// ClickHouse's or the file system's; a letter that was named is not among them.
+    /// ClickHouse's or the file system's, after what this node's files have is listed; a letter that was named is not among
+    /// them.
     pub async fn list(&self, filter: &Filter, all_states: bool, limit: usize, json: bool) -> Result<()> {
         let state = if all_states { None } else { Some("held") };
-        let found = self.letters(filter, state, limit, false).await?;
+        let Found { letters: found, asked } = self.letters(filter, state, limit, false).await?;
         if json {
             let list: Vec<Value> = found.iter().map(|(entry, local)| shown(entry, *local)).collect();
             println!("{}", serde_json::to_string_pretty(&list)?);
         } else {
             let rows: Vec<[String; 7]> = found.iter().map(|(entry, local)| cells(entry, *local)).collect();
             let names = ["LETTER", "DIED", "TENANT", "EVENT", "STAGE", "STATE", "REASON"];
-            print!("{}", aligned(names, &rows, "No dead letters.\n"));
+            let none = match asked {
+                Asked::Failed(_) => "No dead letters on this node's disk.\n",
+                Asked::All | Asked::Nothing(_) => "No dead letters.\n",
+            };
+            print!("{}", aligned(names, &rows, none));
         }
-        if let Ok(client) = &self.client {
-            let all = Store::new(client.clone()).count(filter, state).await?;
-            let shown = found.iter().filter(|(_, local)| !local).count() as u64;
-            if all.letters > shown {
-                eprintln!("{} more letters are not shown: --limit", all.letters - shown);
+        match (asked, &self.table) {
+            (Asked::Failed(error), _) => return Err(error.context("only this node's files were searched")),
+            (Asked::Nothing(why), _) => eprintln!("{why}"),
+            (Asked::All, Table::In(client)) => {
+                let all = Store::new((**client).clone()).count(filter, state).await?;
+                let shown = found.iter().filter(|(_, local)| !local).count() as u64;
+                if all.letters > shown {
+                    eprintln!("{} more letters are not shown: --limit", all.letters - shown);
+                }
             }
+            (Asked::All, _) => {}
         }
         let missing = filter.letters.iter().find(|name| found.iter().all(|(entry, _)| entry.letter_id != **name));
         match missing {
@@ -264,12 +317,22 @@ impl Places {
     /// `dead-letters show`.
     ///
     /// # Errors
-    /// ClickHouse's or the file system's; there is no such letter.
+    /// ClickHouse's or the file system's, unless the letter is on this node's disk; there is no such letter.
     pub async fn show(&self, letter: Uuid, json: bool) -> Result<String> {
         let filter = Filter { letters: vec![letter], ..Filter::default() };
-        let found = self.letters(&filter, None, 1, true).await?;
-        let Some((entry, local)) = found.first() else {
-            bail!("there is no dead letter {letter}{ALL}");
+        let Found { letters: found, asked } = self.letters(&filter, None, 1, true).await?;
+        let (entry, local) = match (found.first(), asked) {
+            (Some(found), Asked::All | Asked::Nothing(_)) => found,
+            (Some(found), Asked::Failed(error)) => {
+                eprintln!("warning: what became of the letter is not known, its table could not be asked: {error:#}");
+                found
+            }
+            (None, Asked::All) => bail!("there is no dead letter {letter}{ALL}"),
+            (None, Asked::Nothing(why)) => bail!("there is no dead letter {letter}: {why}"),
+            (None, Asked::Failed(error)) => {
+                let words = "is not on this node's disk, and the table dead_letters could not be asked";
+                return Err(error.context(format!("letter {letter} {words}")));
+            }
         };
         let mut shown = shown(entry, *local);
         let bytes = STANDARD.decode(&entry.bytes).unwrap_or_default();

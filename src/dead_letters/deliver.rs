@@ -46,8 +46,10 @@ pub(crate) async fn run(
     health: Component,
     stop: CancellationToken,
 ) {
+    let telling = Arc::clone(&letters.telling);
     let delivery = Delivery { store: Store::new(client), letters, erasures, bounds, health };
     stop.run_until_cancelled(delivery.run()).await;
+    telling.rest(true);
 }
 
 /// Says, until `stop`, that what this node keeps stays on its disk: it knows no ClickHouse.
@@ -63,9 +65,11 @@ pub(crate) async fn hold(letters: DeadLetters, health: Component, stop: Cancella
                 )),
             }
             drop(tokio::time::timeout(COUNT_EVERY, letters.spool.news.notified()).await);
+            letters.telling.rest(false);
         }
     };
     stop.run_until_cancelled(watching).await;
+    letters.telling.rest(true);
 }
 
 struct Delivery {
@@ -81,6 +85,7 @@ impl Delivery {
         let (mut pause, mut held) = (RETRY_FIRST, Held::default());
         let mut counted: Option<Instant> = None;
         loop {
+            self.letters.telling.rest(false);
             let turn = async {
                 let delivered = self.deliver().await?;
                 let due = delivered || counted.is_none_or(|counted| counted.elapsed() >= COUNT_EVERY);

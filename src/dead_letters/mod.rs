@@ -20,6 +20,7 @@ mod letter;
 pub mod replay;
 mod spool;
 pub(crate) mod store;
+mod tell;
 
 use std::{
     io,
@@ -33,6 +34,7 @@ use jiff::Timestamp;
 pub(crate) use deliver::{hold, run as deliver};
 pub use letter::{About, DeadLetter, Form, Letter, MessageLine, Stage};
 use spool::Spool;
+use tell::Telling;
 
 use crate::{ids::WalId, metrics::Metrics};
 
@@ -60,12 +62,13 @@ pub struct DeadLetters {
     spool: Arc<Spool>,
     limits: Limits,
     metrics: Arc<Metrics>,
+    telling: Arc<Telling>,
 }
 
 impl DeadLetters {
     /// Uses `folder`, which is made when the first letter arrives.
     pub fn new(folder: PathBuf, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { spool: Arc::new(Spool::new(folder, limits.max_bytes)), limits, metrics }
+        Self { spool: Arc::new(Spool::new(folder, limits.max_bytes)), limits, metrics, telling: Arc::default() }
     }
 
     /// Keeps `letters` durably, all or, after an error, perhaps some of them. Blocking: one append and one fsync.
@@ -81,9 +84,7 @@ impl DeadLetters {
         let kept: Vec<Letter> = letters.iter().map(|letter| Letter::of(letter, now, self.limits.retention)).collect();
         self.spool.append(&kept)?;
         self.metrics.dead_letters.inc_by(kept.len() as u64);
-        for Letter { letter_id, tenant_id, event_id, stage, reason, .. } in &kept {
-            tracing::error!(letter = %letter_id, tenant = %tenant_id, event = %event_id, stage = stage.as_str(), reason, "kept as a dead letter");
-        }
+        self.telling.kept(&kept);
         Ok(())
     }
 

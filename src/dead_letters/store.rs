@@ -35,11 +35,6 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether it is every letter.
-    pub fn is_all(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Whether it names `letter`: what [`Filter::condition`] says, of a letter in a file.
     pub(super) fn names(&self, letter: &Letter) -> bool {
         let contains = |reason: &String| letter.reason.to_lowercase().contains(&reason.to_lowercase());

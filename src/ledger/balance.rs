@@ -131,13 +131,24 @@ pub struct TenantReport {
     /// The terms.
     #[serde(flatten)]
     pub terms: Terms,
-    /// What is missing of `received`; negative when there is more. The sum of the stages.
+    /// What is missing of `received`: of the stages that miss something, together.
     pub missing: i64,
+    /// What there is too much: of the other stages. One does not make up for the other.
+    pub too_many: i64,
     /// Nothing is missing, and nothing too much.
     pub balanced: bool,
     /// Where it is not.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub stages: Vec<Stage>,
+}
+
+impl TenantReport {
+    fn new(tenant_id: TenantId, terms: Terms, stages: Vec<Stage>) -> Self {
+        let missing = stages.iter().map(|stage| stage.missing.max(0)).sum();
+        let too_many = stages.iter().map(|stage| (-stage.missing).max(0)).sum();
+        let balanced = stages.is_empty() && terms.difference() == 0;
+        Self { tenant_id, name: None, terms, missing, too_many, balanced, stages }
+    }
 }
 
 /// How far the log's books had come.
@@ -162,8 +173,10 @@ pub struct Report {
     pub cut: Cut,
     /// The sum of all tenants.
     pub total: Terms,
-    /// What is missing of all tenants; negative when there is more.
+    /// What is missing, of all tenants together.
     pub missing: i64,
+    /// What there is too much, of all tenants together: what one of them has too much is not another's that is missing.
+    pub too_many: i64,
     /// Of how many of them it cannot be determined whether they are lost.
     pub undetermined: i64,
     /// By tenant.
@@ -178,7 +191,9 @@ impl Report {
         }
         let undetermined = tenants.iter().flat_map(|tenant| &tenant.stages).map(|stage| stage.undetermined).sum();
         let balanced = tenants.iter().all(|tenant| tenant.balanced);
-        Self { balanced, since, cut, total, missing: total.difference(), undetermined, tenants }
+        let missing = tenants.iter().map(|tenant| tenant.missing).sum();
+        let too_many = tenants.iter().map(|tenant| tenant.too_many).sum();
+        Self { balanced, since, cut, total, missing, too_many, undetermined, tenants }
     }
 }
 
@@ -192,7 +207,7 @@ pub(super) fn balance(holdings: &Holdings, found: &BTreeMap<TenantId, Found>) ->
         let missing = signed(holdings.lost);
         let terms = Terms { received: missing, ..Terms::default() };
         let stages = vec![Stage { stage: StageName::Wal, missing, undetermined: 0 }];
-        reports.push(TenantReport { tenant_id: UNKNOWN, name: None, terms, missing, balanced: false, stages });
+        reports.push(TenantReport::new(UNKNOWN, terms, stages));
     }
     let cut =
         Cut { wal_id: holdings.openings.last().map(|opening| opening.wal_id), seq: holdings.cut, done: holdings.done };
@@ -243,8 +258,7 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
     .filter(|(_, missing, _)| *missing != 0)
     .map(|(stage, missing, undetermined)| Stage { stage, missing, undetermined })
     .collect();
-    let missing = terms.difference();
-    TenantReport { tenant_id: tenant, name: None, terms, missing, balanced: stages.is_empty() && missing == 0, stages }
+    TenantReport::new(tenant, terms, stages)
 }
 
 /// A count, which a bug of the front may have made negative.
@@ -336,6 +350,29 @@ mod tests {
         let report = report(account, in_wal, Found { letters_gone: 1, ..found });
         assert_eq!((report.missing, stages(&report)), (1, vec![(StageName::Clickhouse, 1)]));
         assert_eq!(report.terms.dead_lettered, 1);
+    }
+
+    #[test]
+    fn what_one_has_too_much_hides_nothing_that_another_misses() {
+        let (account, in_wal, found) = whole();
+        // Of one tenant a row too many, of another one is missing, of a third both, at two stages.
+        let tenants = [1, 2, 3].map(|id| TenantId(Uuid::from_u128(id)));
+        let holdings = Holdings {
+            accounts: tenants.map(|tenant| (tenant, account)).into(),
+            events: tenants.map(|tenant| (tenant, in_wal - u64::from(tenant == tenants[2]))).into(),
+            ..Holdings::default()
+        };
+        let stored = [51, 49, 51];
+        let found = tenants.into_iter().zip(stored).map(|(tenant, stored)| (tenant, Found { stored, ..found }));
+        let report = balance(&holdings, &found.collect());
+        let sums = |tenant: &TenantReport| (tenant.balanced, tenant.missing, tenant.too_many);
+        assert_eq!(report.tenants.iter().map(sums).collect::<Vec<_>>(), [(false, 0, 1), (false, 1, 0), (false, 1, 1)]);
+        assert_eq!((report.total.difference(), report.missing, report.too_many), (0, 2, 2));
+        let table = super::super::table(&report);
+        let total = table.lines().find(|line| line.starts_with("total")).unwrap_or_default();
+        assert!(total.split_whitespace().rev().take(2).eq(["2", "2"]), "{table}");
+        let one = report.of(tenants[1]);
+        assert_eq!((one.missing, one.too_many), (1, 0));
     }
 
     #[test]

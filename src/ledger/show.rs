@@ -7,7 +7,7 @@ use crate::table::aligned;
 
 /// A line for each tenant and one for all of them, and a sentence for each difference.
 pub fn table(report: &Report) -> String {
-    let row = |name: String, terms: &Terms| {
+    let row = |name: String, terms: &Terms, (missing, too_many): (i64, i64)| {
         [
             name,
             terms.received.to_string(),
@@ -22,7 +22,8 @@ pub fn table(report: &Report) -> String {
             terms.erased.to_string(),
             terms.expired.to_string(),
             terms.damaged.to_string(),
-            terms.difference().to_string(),
+            missing.to_string(),
+            too_many.to_string(),
         ]
     };
     let name = |tenant: &TenantReport| match (&tenant.name, tenant.tenant_id) {
@@ -30,8 +31,9 @@ pub fn table(report: &Report) -> String {
         (Some(name), id) => format!("{name} ({id})"),
         (None, id) => id.to_string(),
     };
-    let mut rows: Vec<_> = report.tenants.iter().map(|tenant| row(name(tenant), &tenant.terms)).collect();
-    rows.push(row("total".to_owned(), &report.total));
+    let of_tenant = |tenant: &TenantReport| row(name(tenant), &tenant.terms, (tenant.missing, tenant.too_many));
+    let mut rows: Vec<_> = report.tenants.iter().map(of_tenant).collect();
+    rows.push(row("total".to_owned(), &report.total, (report.missing, report.too_many)));
     let head = [
         "TENANT",
         "RECEIVED",
@@ -47,6 +49,7 @@ pub fn table(report: &Report) -> String {
         "EXPIRED",
         "DAMAGED",
         "MISSING",
+        "TOO MANY",
     ];
     let mut text = aligned(head, &rows, "");
     let mut line = |arguments: std::fmt::Arguments<'_>| {

@@ -10,7 +10,7 @@ use super::{maintenance, settings};
 use crate::{
     config::Config,
     dead_letters::{
-        commands::{self, Action, Places},
+        commands::{self, Action, Places, Table},
         replay::{Filter, Summary},
     },
     ids::TenantId,
@@ -28,16 +28,36 @@ pub async fn dead_letters(config: &Config, action: Action, find: impl Fn(&str) -
         warn_of_unknown(config, &filter);
         return replay(config.process.data_dir.clone(), filter, json).await;
     }
-    let connection = maintenance::connect(config).await;
-    let reached = || match &connection {
-        Ok(connection) => Ok(connection.client().clone()),
-        Err(error) => Err(anyhow!("{error:#}")),
+    // To look changes nothing, and begins nothing.
+    let looks = matches!(action, Action::List { .. } | Action::Show { .. });
+    let connection = match nothing_yet(config) {
+        Some(nothing) if looks => return print(config, action, find, nothing).await,
+        _ if looks => maintenance::reach(config).await,
+        _ => maintenance::connect(config).await,
     };
-    let done = print(config, action, find, reached).await;
+    let table = match &connection {
+        Ok(connection) => Table::In(Box::new(connection.client().clone())),
+        Err(error) => Table::Away(anyhow!("{error:#}")),
+    };
+    let done = print(config, action, find, table).await;
     if let Ok(connection) = connection {
         connection.stop().await;
     }
     done
+}
+
+/// What is to be said where no ClickHouse is known, and none was ever started.
+fn nothing_yet(config: &Config) -> Option<Table> {
+    let path = config.clickhouse_path();
+    if config.clickhouse.url.is_some() || path.exists() {
+        return None;
+    }
+    Some(if config.process.roles.sink {
+        Table::NotYet(format!("nothing was ever stored in {}", path.display()))
+    } else {
+        let why = "this node knows none: set clickhouse.url, which a node with the API alone needs for commands only";
+        Table::Away(anyhow!(why))
+    })
 }
 
 /// In a thread of its own, which nobody waits for when the command is cut off.
@@ -66,25 +86,24 @@ fn warn_of_unknown(config: &Config, filter: &Filter) {
     }
 }
 
-async fn print(
-    config: &Config,
-    action: Action,
-    find: impl Fn(&str) -> Result<TenantId>,
-    reached: impl Fn() -> Result<crate::clickhouse::Client>,
-) -> Result<()> {
-    let places = || Places { client: reached(), folder: settings::dead_letters_folder(config) };
+async fn print(config: &Config, action: Action, find: impl Fn(&str) -> Result<TenantId>, table: Table) -> Result<()> {
+    let places = Places { table, folder: settings::dead_letters_folder(config) };
     match action {
         Action::List { which, all_states, limit, json } => {
             let filter = which.filter(find)?;
             warn_of_unknown(config, &filter);
-            places().list(&filter, all_states, limit, json).await?;
-            reached().context("only this node's files were searched")?;
+            places.list(&filter, all_states, limit, json).await?;
         }
-        Action::Show { letter, json } => print!("{}", places().show(letter, json).await?),
+        Action::Show { letter, json } => print!("{}", places.show(letter, json).await?),
         Action::Drop { chosen, json } => {
             let filter = chosen.filter(find)?;
             warn_of_unknown(config, &filter);
-            let dropped = commands::drop_letters(&reached()?, &filter).await?;
+            let dropped = match places.table {
+                Table::In(client) => commands::drop_letters(&client, &filter).await?,
+                Table::Away(error) => return Err(error),
+                // Only who looks is told so.
+                Table::NotYet(why) => bail!(why),
+            };
             if json {
                 println!("{}", serde_json::json!({"dropped": dropped}));
             } else {

@@ -79,6 +79,10 @@ pub(super) enum AttemptError {
     #[error("dead letters cannot be kept")]
     Letters(#[from] io::Error),
     /// The repeat that gives the views what they may lack is refused.
+    ///
+    /// It cannot go on without the rows that are stored and refused now: whether a view has them is known to its token alone,
+    /// which stands for the whole block, and a constraint is looked at before the token is. Left out, they would be missing from
+    /// every view that an attempt did not reach; given to the views by another way, they would be in the others twice.
     #[error(
         "rows of the range were stored by an attempt of which nobody knows whether the views have them too, and its repeat is \
          refused: remove what refuses them until the range is stored: {0}"

@@ -352,7 +352,7 @@ impl Met<'_> {
             };
             return ("erased", format!("erased by tombstone {}{left}", tombstone.id));
         }
-        self.on_its_way(answers, is_over).unwrap_or_else(|| self.gone(tenant, question, answers, is_over))
+        self.on_its_way(answers, is_over).unwrap_or_else(|| self.gone(tenant, question, answers, now, is_over))
     }
 
     /// Where it is when nothing behind the broker has it.
@@ -386,15 +386,22 @@ impl Met<'_> {
         tenant: Option<TenantId>,
         question: &Question,
         answers: &Answers,
+        now: Timestamp,
         is_over: impl Fn(&Sighted) -> bool,
     ) -> (&'static str, String) {
         let gone = answers.tables.said().map(|found| &found.gone[..]).unwrap_or_default();
-        if let Some((_, _, reason)) = gone.iter().find(|(whose, ..)| Some(*whose) == tenant) {
-            return match &**reason {
+        if let Some(gone) = gone.iter().find(|gone| Some(gone.tenant) == tenant) {
+            return match &*gone.reason {
                 "erased" => ("erased", "erased from ClickHouse, or before it was stored there".to_owned()),
                 "expired" => ("expired", "its retention was over before it could be stored".to_owned()),
                 "dropped" => ("dropped", "its plugin did not want it when it was run again".to_owned()),
-                _ => ("dead_letter", "it became a dead letter, and its letter is gone".to_owned()),
+                // A letter that something became of keeps its row until then.
+                "dead" if i64::from(gone.expires_at) > now.as_second() => {
+                    let text =
+                        "it became a dead letter, and its letter is in no place any more though it was to be kept";
+                    (MISSING, format!("{text}: it was deleted by hand, or is lost; `ledger` counts what is missing"))
+                }
+                _ => ("dead_letter", "it became a dead letter, and its letter's retention is over".to_owned()),
             };
         }
         if let Some(until) = self.rows().filter(|row| is_over(row)).find_map(kept_until) {
@@ -472,7 +479,11 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{ids::WalId, trace::tables::InTables, wal::Findings};
+    use crate::{
+        ids::WalId,
+        trace::tables::{Gone, InTables},
+        wal::Findings,
+    };
 
     const NOW: i64 = 1_790_000_000;
 
@@ -603,14 +614,20 @@ mod tests {
         let mut answers = nothing();
         answers.log = answered(Findings { rows: vec![in_log(true)], ..Findings::default() });
         assert_eq!(told(&answers).0, "missing");
-        for (reason, expected) in
-            [("erased", "erased"), ("expired", "expired"), ("dropped", "dropped"), ("dead", "dead_letter")]
-        {
-            let gone = vec![(tenant(), origin().place(), reason.to_owned())];
+        for (reason, kept, expected) in [
+            ("erased", 60, "erased"),
+            ("expired", -60, "expired"),
+            ("dropped", 60, "dropped"),
+            ("dead", -60, "dead_letter"),
+            ("dead", 60, "missing"),
+        ] {
+            let (reason, expires_at) = (reason.to_owned(), u32::try_from(NOW + kept).unwrap());
+            let gone = vec![Gone { tenant: tenant(), place: origin().place(), reason, expires_at }];
             answers.tables = answered(InTables { gone, ..InTables::default() });
             assert_eq!(told(&answers).0, expected);
-            assert!(report(&answers).is_accounted_for());
+            assert_eq!(report(&answers).is_accounted_for(), expected != "missing");
         }
+        assert!(told(&answers).2.contains("its letter is in no place any more"));
         answers.tables = answered(InTables::default());
         let over = Sighted { expires_at: u32::try_from(NOW - 1).unwrap(), ..row(false) };
         answers.log = answered(Findings { rows: vec![InLog { row: over, ..in_log(true) }], ..Findings::default() });

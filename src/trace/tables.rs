@@ -38,8 +38,8 @@ pub struct InTables {
     pub letters: Vec<Letter>,
     /// What was erased of the tenants that matter here.
     pub tombstones: Vec<Tombstone>,
-    /// Why rows that were met elsewhere are in no table: whose, where it entered, and the reason as the ledger has it.
-    pub gone: Vec<(TenantId, Place, String)>,
+    /// Why rows that were met elsewhere are in no table.
+    pub gone: Vec<Gone>,
 }
 
 /// A row of `events` or `parked_events`.
@@ -55,6 +55,19 @@ pub struct InTable {
     pub inserted_at_ms: i64,
     /// Of a parked row: it has been run through its plugin.
     pub released: bool,
+}
+
+/// An event that is in no table for a reason that the ledger knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Where it entered.
+    pub place: Place,
+    /// As the ledger has it: `erased`, `expired`, `dropped`, `duplicate`, `dead`.
+    pub reason: String,
+    /// Unix seconds from which it, or the dead letter that it has become, would have gone by itself.
+    pub expires_at: u32,
 }
 
 /// Both kinds of rows, as the queries below name their columns.
@@ -140,6 +153,14 @@ struct FoundGone {
     seq: u64,
     ordinal: u32,
     why: String,
+    expires_s: u32,
+}
+
+impl From<FoundGone> for Gone {
+    fn from(found: FoundGone) -> Self {
+        let place = (WalId(found.log), found.seq, found.ordinal);
+        Self { tenant: TenantId(found.tenant), place, reason: found.why, expires_at: found.expires_s }
+    }
 }
 
 /// Where the event was met elsewhere.
@@ -185,6 +206,21 @@ pub async fn ask(client: &Client, question: &Question, elsewhere: &Elsewhere) ->
         let rows: Vec<Found> = client.fetch_within(&sql, LIMIT).await.context("table parked_events")?;
         found.parked = rows.into_iter().map(InTable::from).collect();
     }
+    // Before the letters: one that it tells of was in their table by then.
+    if found.asked.contains("ledger_gone") && !elsewhere.places.is_empty() {
+        let places = elsewhere.places.iter().take(MOST);
+        let places: Vec<String> = places
+            .map(|(tenant, (log, seq, ordinal))| format!("(toUUID('{tenant}'), toUUID('{log}'), {seq}, {ordinal})"))
+            .collect();
+        let sql = format!(
+            "SELECT tenant_id AS tenant, wal_id AS log, wal_seq AS seq, wal_ordinal AS ordinal, toString(reason) AS why, \
+             toUInt32(toUnixTimestamp(expires_at)) AS expires_s \
+             FROM {database}.ledger_gone FINAL WHERE (tenant_id, wal_id, wal_seq, wal_ordinal) IN ({})",
+            places.join(", ")
+        );
+        let gone: Vec<FoundGone> = client.fetch(&sql).await.context("table ledger_gone")?;
+        found.gone = gone.into_iter().map(Gone::from).collect();
+    }
     if found.asked.contains("dead_letters") {
         // A letter has a row for everything that became of it.
         let sql = format!(
@@ -207,20 +243,6 @@ pub async fn ask(client: &Client, question: &Question, elsewhere: &Elsewhere) ->
             tenants.join(", ")
         );
         found.tombstones = client.fetch(&sql).await.context("table erasures")?;
-    }
-    if found.asked.contains("ledger_gone") && !elsewhere.places.is_empty() {
-        let places = elsewhere.places.iter().take(MOST);
-        let places: Vec<String> = places
-            .map(|(tenant, (log, seq, ordinal))| format!("(toUUID('{tenant}'), toUUID('{log}'), {seq}, {ordinal})"))
-            .collect();
-        let sql = format!(
-            "SELECT tenant_id AS tenant, wal_id AS log, wal_seq AS seq, wal_ordinal AS ordinal, toString(reason) AS why \
-             FROM {database}.ledger_gone FINAL WHERE (tenant_id, wal_id, wal_seq, wal_ordinal) IN ({})",
-            places.join(", ")
-        );
-        let gone: Vec<FoundGone> = client.fetch(&sql).await.context("table ledger_gone")?;
-        let place = |gone: FoundGone| (TenantId(gone.tenant), (WalId(gone.log), gone.seq, gone.ordinal), gone.why);
-        found.gone = gone.into_iter().map(place).collect();
     }
     Ok(found)
 }

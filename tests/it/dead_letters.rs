@@ -14,10 +14,13 @@ use rdkafka::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{
-    engine::{ClickHouse, Engine, Setup, TENANT, eventually, signal},
-    process::ToEnd,
-    tansu::Tansu,
+use crate::{
+    clickhouse_facade::clickhouse_child::ClickHouse as Server,
+    support::{
+        engine::{ClickHouse, Engine, Setup, TENANT, eventually, signal},
+        process::ToEnd,
+        tansu::Tansu,
+    },
 };
 
 const NO_EVIL: &str = "ALTER TABLE overwatch.events ADD CONSTRAINT no_evil CHECK name != 'evil'";
@@ -199,6 +202,10 @@ fn thousands_of_refused_rows_are_found_by_what_their_constraints_say() {
     assert_eq!(clickhouse.query(wrong), "1", "user-3 alone is not evil");
     let letters = list(&setup, "--limit 3000");
     assert_eq!(letters.len(), 2_001);
+    let log = engine.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("kept as dead letters")).collect();
+    assert!(!told.is_empty() && told[0].contains(TENANT) && told[0].contains("WARN"), "{told:?}");
+    assert!(log.lines().count() < 500, "not a line for each:\n{log}");
     let reasons: std::collections::BTreeSet<&str> =
         letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
     let of = |name: &str| {
@@ -233,14 +240,16 @@ fn a_search_is_told_and_goes_on_where_a_stop_has_cut_it_off() {
     });
     eventually("some are kept", || engine.metric_or_zero("ingestion_dead_letters_total") >= 100);
     engine.terminate();
-    let kept = engine.log().matches("kept as a dead letter").count();
+    let told: Vec<Value> = engine.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let told = told.iter().filter(|line| line["message"] == "kept as dead letters");
+    let kept: u64 = told.map(|line| line["letters"].as_u64().unwrap()).sum();
     assert!(engine.log().contains("looking for which"), "{}", engine.log());
 
     let engine = setup.start();
     let clickhouse = engine.clickhouse();
     clickhouse.wait_for_events_once(400);
     held(&clickhouse, 400);
-    assert_eq!(engine.metric_or_zero("ingestion_dead_letters_total") + kept as u64, 400, "none is looked for twice");
+    assert_eq!(engine.metric_or_zero("ingestion_dead_letters_total") + kept, 400, "none is looked for twice");
     is_up(&engine);
     let letters = list(&setup, "--limit 1000");
     assert!(
@@ -299,6 +308,15 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     assert!(listed.iter().all(|letter| letter["where"] == "on local disk"), "{listed:?}");
     let shown = command(&away, &format!("dead-letters show {}", listed[0]["letter_id"].as_str().unwrap()));
     assert!(shown.contains("not today") && shown.contains("\"filler\": \"xxxxxxxxxx\""), "{shown}");
+    // Whether there is another one nobody knows now.
+    let elsewhere = Uuid::from_u128(404);
+    for action in ["show", "list"] {
+        let (status, words) = away.run(&format!("dead-letters {action} {elsewhere}"));
+        assert!(status.code() == Some(1) && words.contains("ClickHouse cannot be reached"), "{action}: {words}");
+        assert!(!words.contains("there is no") && !words.contains("or there is none"), "{action}: {words}");
+    }
+    let (_, words) = away.run(&format!("dead-letters show {elsewhere}"));
+    assert!(words.contains("is not on this node's disk, and the table dead_letters could not be asked"), "{words}");
     let (status, words) = away.run("dead-letters drop --all");
     assert!(status.code() == Some(1) && words.contains("ClickHouse cannot be reached"), "{words}");
     drop(engine);
@@ -316,8 +334,10 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     held(&clickhouse, 4);
     eventually("the files are gone", || read_files(&folder).unwrap().is_empty());
 
-    let (status, words) = setup.run("dead-letters drop");
-    assert!(status.code() == Some(1) && words.contains("say which letters"), "{words}");
+    for action in ["drop", "replay"] {
+        let (status, words) = setup.run(&format!("dead-letters {action}"));
+        assert!(status.code() == Some(64) && words.contains("say which letters"), "{words}");
+    }
     let one = list(&setup, "")[0]["letter_id"].as_str().unwrap().to_owned();
     assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "1 dropped\n");
     assert_eq!(command(&setup, &format!("dead-letters drop {one}")), "0 dropped\n");
@@ -343,6 +363,40 @@ fn letters_wait_on_disk_while_clickhouse_is_away_and_are_delivered_once() {
     let engine = setup.start();
     eventually("the files are gone", || read_files(&folder).unwrap().is_empty());
     held(&engine.clickhouse(), 3);
+}
+
+#[test]
+fn a_look_where_nothing_was_stored_yet_begins_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let (status, words) = setup.run("dead-letters list");
+    assert!(
+        status.success() && words.contains("No dead letters.") && words.contains("nothing was ever stored"),
+        "{words}"
+    );
+    let (status, words) = setup.run(&format!("dead-letters show {}", Uuid::from_u128(404)));
+    assert!(status.code() == Some(1) && words.contains("there is no dead letter"), "{words}");
+    assert!(words.contains("nothing was ever stored"), "{words}");
+    assert!(!home.path().join("data").exists(), "made for a look");
+
+    // What waits on disk is there all the same.
+    keep(home.path(), tenant(), "ann", (1, 2), 10);
+    let letters = list(&setup, "");
+    assert_eq!(letters.len(), 2);
+    let shown = command(&setup, &format!("dead-letters show {}", letters[0]["letter_id"].as_str().unwrap()));
+    assert!(shown.contains("not today"), "{shown}");
+    assert!(!home.path().join("data/clickhouse").exists(), "made for a look");
+
+    // A ClickHouse that has no tables yet gets none.
+    let server = tempfile::tempdir().unwrap();
+    let database = Server::start(&server.path().join("clickhouse"));
+    let url = format!("http://127.0.0.1:{}", database.port);
+    let bare = Setup::new(home.path()).env("INGESTION_CLICKHOUSE_URL", &url);
+    let (status, words) = bare.run("dead-letters list");
+    assert!(status.success() && words.contains("ClickHouse has no table of dead letters yet"), "{words}");
+    assert!(words.contains("on local disk"), "{words}");
+    let databases = ClickHouse::at(&url).query("SELECT count() FROM system.databases WHERE name = 'overwatch'");
+    assert_eq!(databases, "0");
 }
 
 #[test]

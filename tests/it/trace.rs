@@ -263,6 +263,18 @@ fn what_was_erased_and_what_is_a_dead_letter_is_told() {
     let report = traced(&setup, &dead.to_string());
     is(&journey(&report), "dead_letter", &["accepted", "dead_letter"]);
     assert!(report["tenants"][0]["now"].as_str().unwrap().contains("no_ann"), "{report}");
+    // The log's files still tell of the record, and the ledger that it became a letter.
+    let by_hand = Uuid::now_v7();
+    clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT no_ann");
+    clickhouse.query(&refuse.replace(&dead.to_string(), &by_hand.to_string()));
+    send(&engine, "one", &[by_hand]);
+    let letter = format!("event_id = '{by_hand}'");
+    clickhouse.wait_for(&format!("SELECT count() FROM overwatch.dead_letters WHERE {letter}"), "1");
+    eventually("the log lets go of it", || engine.metric_or_zero("ingestion_wal_records") == 0);
+    clickhouse.wait_for("SELECT count() FROM overwatch.ledger_gone WHERE reason = 'dead'", "2");
+    clickhouse.query(&format!("DELETE FROM overwatch.dead_letters WHERE {letter}"));
+    let (code, text, _) = run(&setup, &by_hand.to_string());
+    assert!(code == 1 && text.contains("its letter is in no place any more"), "{code} {text}");
     clickhouse.query("ALTER TABLE overwatch.events DROP CONSTRAINT no_ann");
     let (status, text) = setup.run("dead-letters replay --tenant first");
     assert!(status.success(), "{text}");

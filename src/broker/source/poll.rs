@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::gauge::Gauge;
 use rdkafka::{
     ClientContext, Message, Offset, Statistics, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -13,9 +14,11 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
+use tokio::sync::watch;
 
 use super::{
     buffer::Piece,
+    idle::Share,
     marker,
     state::{Recorded, Shared},
 };
@@ -60,6 +63,7 @@ impl ConsumerContext for SourceContext {
         } else {
             tracing::info!(partitions = ?ids, "partitions are taken away");
             self.shared.revoke(&ids);
+            self.shared.state.lock().is_member = false;
             if let Err(error) = consumer.unassign() {
                 tracing::error!(error = chain(&error), "partitions could not be given back");
             }
@@ -123,6 +127,9 @@ pub(super) struct Poller {
     pub(super) gap_shown_until: Option<Instant>,
     /// The topic could not be read; cleared by the next message.
     pub(super) refused: bool,
+    /// How many partitions this member has, as a metric.
+    pub(super) partitions: Gauge,
+    pub(super) share: watch::Sender<Share>,
 }
 
 impl Poller {
@@ -134,9 +141,12 @@ impl Poller {
             {
                 let mut state = self.shared.state.lock();
                 if state.closing {
+                    self.partitions.set(0);
                     return;
                 }
                 if std::mem::take(&mut state.join_again) {
+                    state.is_member = false;
+                    drop(state);
                     self.consumer.unsubscribe();
                     self.subscribed = false;
                 }
@@ -160,6 +170,7 @@ impl Poller {
                 None => {}
             }
             self.balance();
+            self.show_share();
             if self.gap_shown_until.is_some_and(|until| Instant::now() >= until) {
                 self.gap_shown_until = None;
                 self.shared.status.clear("gap");
@@ -181,6 +192,17 @@ impl Poller {
             if wake {
                 shared.changed.notify_all();
             }
+        }
+    }
+
+    /// Shows how many partitions this member has, and tells whoever looks after there being none.
+    fn show_share(&mut self) {
+        let share = {
+            let state = self.shared.state.lock();
+            Share { is_member: state.is_member, partitions: state.partitions.len() }
+        };
+        if self.share.send_if_modified(|shown| std::mem::replace(shown, share) != share) {
+            self.partitions.set(i64::try_from(share.partitions).unwrap_or(i64::MAX));
         }
     }
 

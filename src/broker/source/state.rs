@@ -80,6 +80,8 @@ pub(super) struct Partition {
 pub(super) struct State {
     pub(super) generation: u64,
     pub(super) partitions: BTreeMap<u32, Partition>,
+    /// The group has given this member its share, be it nothing.
+    pub(super) is_member: bool,
     /// Recorded ranges that the sink has not taken yet.
     pub(super) ready: VecDeque<Range>,
     /// Bytes in all buffers and ranges.
@@ -112,6 +114,7 @@ impl State {
     /// was in flight.
     pub(super) fn assign(&mut self, partitions: impl IntoIterator<Item = (u32, Option<u64>, Recorded)>) {
         self.generation += 1;
+        self.is_member = true;
         let assigned_at = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
         for (id, next, recorded) in partitions {
             let last = match recorded {

@@ -10,7 +10,8 @@ use rdkafka::{
 };
 
 use super::rig::{
-    Log, PATIENCE, Reading, TOPIC, assert_topic_holds, deduplicated, eventually, limits, read_topic, rows, settings,
+    EVENTS, Log, PATIENCE, Reading, TOPIC, assert_topic_holds, deduplicated, eventually, limits, read_topic, rows,
+    settings,
 };
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
@@ -204,6 +205,51 @@ async fn a_range_that_is_revoked_is_repeated_by_the_next_owner_and_stale_commits
     assert_ne!(given[0].id.partition, given[1].id.partition);
     first.source.close().await;
     second.source.close().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_partition_says_so_and_tells_of_what_nobody_stores() {
+    // Another cluster, whose group takes nobody in.
+    let (closed, closed_brokers) = cluster(1);
+    let not_now = RDKafkaRespErr::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
+    closed.request_errors(RDKafkaApiKey::JoinGroup, &[not_now; 2000]);
+    let outside = Reading::start(settings(&closed_brokers, 1), limits(100, Duration::from_millis(50)));
+
+    let (_cluster, brokers) = cluster(1);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    let first = Reading::start(settings(&brokers, 1), limits(100, Duration::from_millis(50)));
+    eventually("the first member has the partition", || first.partitions() == 1).await;
+    let second = Reading::start(settings(&brokers, 1), limits(100, Duration::from_millis(50)));
+    let idle = |member: &Reading| member.state().1.contains("stands by: the 1 partitions of topic");
+    eventually("one of them stands by", || idle(&first) != idle(&second)).await;
+    let (mut works, stands_by) = if idle(&first) { (second, first) } else { (first, second) };
+    assert_eq!((works.partitions(), stands_by.partitions()), (1, 0));
+    assert_eq!((works.state().1.as_str(), stands_by.state().0), ("", State::Up));
+
+    // The one that has the partition stores nothing.
+    log.append(3, 1, 1).await;
+    let waits = |(state, reason): (State, String)| {
+        state == State::Degraded && reason.contains("3 messages wait in partitions 0, of which no sink has stored one")
+    };
+    eventually("the other one tells", || waits(stands_by.state())).await;
+    works.store(&log.events, false).await;
+    eventually("it is taken back", || stands_by.state().0 == State::Up && idle(&stands_by)).await;
+
+    works.source.close().await;
+    assert_eq!(works.metrics.source_partitions.get_or_create(&EVENTS).get(), 0);
+    eventually("who is not let in tells so", || {
+        let (state, reason) = outside.state();
+        state == State::Degraded && reason.contains("group sink does not let this sink in")
+    })
+    .await;
+    assert_eq!(outside.partitions(), 0);
+    closed.clear_request_errors(RDKafkaApiKey::JoinGroup);
+    eventually("it is let in", || outside.partitions() == 1 && outside.state().1.is_empty()).await;
+    outside.source.close().await;
+
+    eventually("the other one takes over", || stands_by.partitions() == 1 && stands_by.state().1.is_empty()).await;
+    stands_by.source.close().await;
     relay.stop().await;
 }
 

@@ -11,7 +11,7 @@ use ingestion_engine::{
     dead_letters::{DeadLetters, Letter, Limits, read_files},
     health::{Health, State},
     ids::{EventId, TenantId, WalId, WalSeq},
-    metrics::Metrics,
+    metrics::{CarriesLabels, Metrics},
     relay::{Relay, RelayError},
     row::{self, EventRow},
     sink::source::{Range, RangeLimits, Source},
@@ -173,6 +173,9 @@ fn letters(home: &TempDir, metrics: &Arc<Metrics>) -> DeadLetters {
     DeadLetters::new(home.path().join("dead-letters"), Limits::default(), metrics.clone())
 }
 
+/// Label of what a source of events shows.
+pub const EVENTS: CarriesLabels = CarriesLabels { carries: "events" };
+
 /// A source with its own metrics and health.
 pub struct Reading {
     pub source: KafkaSource,
@@ -195,6 +198,11 @@ impl Reading {
     pub fn state(&self) -> (State, String) {
         let report = self.health.snapshot()["source"].clone();
         (report.state, report.reason.unwrap_or_default())
+    }
+
+    /// How many partitions the group has given to it.
+    pub fn partitions(&self) -> i64 {
+        self.metrics.source_partitions.get_or_create(&EVENTS).get()
     }
 
     pub async fn next(&mut self) -> Range {

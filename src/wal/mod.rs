@@ -170,7 +170,8 @@ impl Settings {
             durability: Durability::Fsync,
             dedup_span: Duration::from_mins(15),
             dedup_ids: 5_000_000,
-            lock_patience: Duration::ZERO,
+            // A process that this one starts has the lock's descriptor too until it runs its program.
+            lock_patience: Duration::from_secs(5),
         }
     }
 

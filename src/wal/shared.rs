@@ -204,6 +204,11 @@ impl Shared {
             drop(slot);
             self.salvage(generation)?;
             slot = generation.db.lock();
+            // Another thread may have found the damage too, and been quicker: opened a second time, the database would wait for
+            // its own lock for ever.
+            if let Some(db) = &*slot {
+                return Ok(db.clone());
+            }
             open_engine(&generation.dir, self.engine())?
         };
         *slot = Some(db.clone());

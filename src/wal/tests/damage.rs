@@ -335,6 +335,28 @@ async fn damage_that_comes_while_it_is_read() {
     rig.wal.close().await.unwrap();
 }
 
+#[test]
+fn two_that_find_the_same_damage_at_a_time_both_go_on() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (read, counted) = runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path()).await;
+        let file = db(dir.path(), 0);
+        flip(&file, fs::metadata(&file).unwrap().len() / 2);
+        let mut rig = open(small(dir.path()));
+        let end = rig.wal.append(append(b"end")).await.unwrap().first;
+        let wal = rig.wal.clone();
+        let counting = tokio::task::spawn_blocking(move || wal.holdings().unwrap().events.values().sum::<u64>());
+        let reading = tokio::spawn(async move { read_until(&mut rig.reader, end).await.len() as u64 });
+        let limit = std::time::Duration::from_mins(2);
+        (tokio::time::timeout(limit, reading).await, tokio::time::timeout(limit, counting).await)
+    });
+    // A thread that waits for ever must not keep the test from failing.
+    runtime.shutdown_background();
+    let (read, counted) = (read.expect("it reads on").unwrap(), counted.expect("it counts").unwrap());
+    assert!(read < RECORDS && counted == read + 1, "{read} {counted}");
+}
+
 #[tokio::test]
 async fn a_damaged_record_in_an_intact_frame_is_set_aside_and_its_neighbours_delivered() {
     let dir = tempfile::tempdir().unwrap();

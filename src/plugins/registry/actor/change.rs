@@ -62,17 +62,12 @@ impl Actor {
             return;
         }
         let mut rest = self.used.clone();
-        for file in gone {
-            if let Some(used) = rest.remove(&file) {
-                tracing::info!(
-                    plugin = used.plugin.name(),
-                    file,
-                    "a plugin's file is gone; its event types are retired"
-                );
-                self.count("removed");
-            }
-        }
+        let gone: Vec<_> = gone.into_iter().filter_map(|file| rest.remove(&file).map(|used| (file, used))).collect();
         self.adopt(rest);
+        for (file, used) in gone {
+            tracing::info!(plugin = used.plugin.name(), file, "a plugin's file is gone; its event types are retired");
+            self.count("removed");
+        }
     }
 
     /// Takes one file into use, in place of what its name stood for, and of those files that are gone. Returns whether a name
@@ -103,13 +98,14 @@ impl Actor {
             }
         };
         let descriptor = used.plugin.descriptor.clone();
-        tracing::info!(plugin = descriptor.name, version = descriptor.version, file, sha256, "a plugin is in use");
         let mut next = self.used.clone();
         next.retain(|file, _| !gone.contains(file));
         let before = next.insert(file.to_owned(), used);
         self.refused.remove(file);
-        self.count("loaded");
         self.adopt(next);
+        // Only now is it so.
+        tracing::info!(plugin = descriptor.name, version = descriptor.version, file, sha256, "a plugin is in use");
+        self.count("loaded");
         before.is_some_and(|before| {
             let before = &before.plugin.descriptor;
             let keeps = |kind: &str| descriptor.adds.iter().any(|added| added.name == kind);

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, hint::black_box, path::PathBuf, sync::Arc, time
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::future::join_all;
 use ingestion_engine::{
-    event::{self, Acceptance, Batch, Types},
+    event::{self, Acceptance, Batch, Checked, Types},
     health::Health,
     ids::{EventId, TenantId},
     metrics::Metrics,
@@ -64,9 +64,9 @@ fn acceptance() -> Acceptance {
 /// The events of `body` as rows of the log.
 fn encoded(body: &[u8]) -> Vec<Vec<u8>> {
     let (acceptance, types) = (acceptance(), Types::default());
-    let encode = |json: &&str| {
+    let encode = |json: &Checked<'_>| {
         let mut bytes = Vec::new();
-        row::encode(&event::read(json, &acceptance, &types).unwrap(), &mut bytes);
+        row::encode(&event::read_checked(*json, &acceptance, &types).unwrap(), &mut bytes);
         bytes
     };
     Batch::parse(body, EVENTS).unwrap().events.iter().map(encode).collect()
@@ -94,7 +94,8 @@ fn steps(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(EVENTS as u64));
     let (body, acceptance, types) = (sample(), acceptance(), Types::default());
     let batch = Batch::parse(&body, EVENTS).unwrap();
-    let read: Vec<_> = batch.events.iter().map(|json| event::read(json, &acceptance, &types).unwrap()).collect();
+    let read: Vec<_> =
+        batch.events.iter().map(|json| event::read_checked(*json, &acceptance, &types).unwrap()).collect();
     let rows = encoded(&body);
 
     group.bench_function("parse: a body into events", |bencher| {
@@ -103,7 +104,7 @@ fn steps(criterion: &mut Criterion) {
     group.bench_function("validate: events into rows", |bencher| {
         bencher.iter(|| {
             for json in &batch.events {
-                black_box(event::read(black_box(json), &acceptance, &types).unwrap());
+                black_box(event::read_checked(black_box(*json), &acceptance, &types).unwrap());
             }
         });
     });
@@ -140,7 +141,7 @@ fn steps(criterion: &mut Criterion) {
         bencher.iter(|| {
             let mut chain = Chain::new(&plugins, &acceptance, &metrics);
             for (number, (json, row)) in batch.events.iter().zip(&read).enumerate() {
-                chain.push(number, json, row);
+                chain.push(number, json.text(), row);
             }
             chain.run(&worker, Purpose::LIVE, &[]).unwrap().events.len()
         });

@@ -150,8 +150,8 @@ impl Inner {
         let mut encoded = Vec::with_capacity(1024);
         let mut chain = Chain::new(set, &acceptance, &self.metrics);
         for (index, json) in batch.events.iter().enumerate() {
-            match event::read(json, &acceptance, set.types()) {
-                Ok(event) if chain.push(index, json, &event) => {}
+            match event::read_checked(*json, &acceptance, set.types()) {
+                Ok(event) if chain.push(index, json.text(), &event) => {}
                 Ok(event) => {
                     encoded.clear();
                     row::encode(&event, &mut encoded);
@@ -228,7 +228,7 @@ fn pack(ended: Ended<'_>, batch: &Batch<'_>, acceptance: &Acceptance, packer: &m
                     plugin: (&*plugin).into(),
                     kind: event.kind,
                     reason: reason.as_str().into(),
-                    raw: batch.events.get(event.number).copied().unwrap_or_default().into(),
+                    raw: batch.events.get(event.number).map(|json| json.text()).unwrap_or_default().into(),
                 };
                 row::encode_parked(&parked, &mut encoded);
                 packer.push(&encoded);

@@ -9,6 +9,8 @@ use serde::{
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use super::scan::Checked;
+
 /// A body that could not be split into events.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -44,7 +46,7 @@ pub enum BodyError {
 #[derive(Debug)]
 pub struct Batch<'a> {
     /// The events' JSON, in the order in which they were sent.
-    pub events: Vec<&'a str>,
+    pub events: Vec<Checked<'a>>,
 }
 
 impl<'a> Batch<'a> {
@@ -65,7 +67,7 @@ impl<'a> Batch<'a> {
         });
         let events = match parsed {
             Ok(Shape::Events(events)) => events,
-            Ok(Shape::Single) => vec![text.trim_ascii()],
+            Ok(Shape::Single) => vec![Checked::by_parser(text)],
             Err(_) if too_many => return Err(BodyError::TooManyEvents { limit }),
             Err(error) => return Err(not_json(&error)),
         };
@@ -81,7 +83,7 @@ fn not_json(error: &serde_json::Error) -> BodyError {
 }
 
 enum Shape<'a> {
-    Events(Vec<&'a str>),
+    Events(Vec<Checked<'a>>),
     /// The whole body is one event.
     Single,
 }
@@ -123,7 +125,7 @@ impl<'de> Visitor<'de> for Root<'_> {
 struct Events<'l>(Root<'l>);
 
 impl<'de> DeserializeSeed<'de> for Events<'_> {
-    type Value = Vec<&'de str>;
+    type Value = Vec<Checked<'de>>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_seq(self)
@@ -131,7 +133,7 @@ impl<'de> DeserializeSeed<'de> for Events<'_> {
 }
 
 impl<'de> Visitor<'de> for Events<'_> {
-    type Value = Vec<&'de str>;
+    type Value = Vec<Checked<'de>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("\"events\" to be an array")
@@ -144,14 +146,14 @@ impl<'de> Visitor<'de> for Events<'_> {
                 *self.0.too_many = true;
                 return Err(de::Error::custom("too many events"));
             }
-            events.push(event.get());
+            events.push(Checked::by_parser(event.get()));
         }
         Ok(events)
     }
 }
 
 /// A key, borrowed unless it holds an escape.
-pub(super) struct Key<'a>(pub(super) Cow<'a, str>);
+struct Key<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
-
 use super::error::EventError;
 use crate::row::{Json, Text};
 
@@ -100,32 +98,4 @@ pub(super) fn one_line(json: &str) -> Cow<'_, str> {
         return Cow::Borrowed(json);
     }
     Cow::Owned(json.split(['\n', '\r']).map(|line| line.trim_matches([' ', '\t'])).collect())
-}
-
-/// The fields of an event in the order in which they were sent.
-pub(super) struct Fields<'a>(pub Vec<Field<'a>>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> serde::de::Visitor<'de> for Object {
-            type Value = Vec<Field<'de>>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                // A typical event has about fifteen fields.
-                let mut fields = Vec::with_capacity(16);
-                while let Some((key, value)) =
-                    map.next_entry::<super::batch::Key<'de>, &serde_json::value::RawValue>()?
-                {
-                    fields.push(Field { name: key.0, value: value.get() });
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(Object).map(Fields)
-    }
 }

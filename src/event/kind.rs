@@ -82,20 +82,19 @@ impl<'a> Kind<'a> {
         })
     }
 
-    /// Whether the type has a field `name` of its own.
-    pub fn has(&self, name: &str) -> bool {
-        let own: &[&str] = match self {
+    /// The fields that the type has of its own.
+    pub const fn fields(&self) -> &'static [&'static str] {
+        match self {
             Self::Pageview(_) => &["title", "load_time_ms"],
             Self::Click(_) => &["element", "selector", "text", "x", "y"],
             Self::Scroll(_) => &["depth", "direction"],
             Self::Performance(_) => &["lcp", "fid", "inp", "cls", "ttfb", "fcp", "dom_content_loaded", "load_complete"],
             Self::Custom(_) => &["name"],
             Self::Added => &[],
-        };
-        own.contains(&name)
+        }
     }
 
-    /// Takes a field of its own ([`Kind::has`]).
+    /// Takes a field of its own ([`Kind::fields`]).
     pub fn set(&mut self, field: &Field<'a>) -> Result<(), EventError> {
         let time = || field.number(0.0, MOST_MILLISECONDS).map(Some);
         let pixels = || field.number(-MOST_PIXELS, MOST_PIXELS).map(Some);

@@ -4,8 +4,8 @@
 //! body --Batch::parse--> raw events (slices of the body) --read--> EventRow (borrowing from the body) --row::encode--> log
 //! ```
 //!
-//! - A body is split into events in one pass that only looks for their ends; each event is then read alone, so that one
-//!   bad event never fails the others.
+//! - A body is parsed and split into events in one pass; of each event the fields are then found without parsing it again.
+//!   It is read alone, so that one bad event never fails the others.
 //! - Nothing is copied that can be borrowed, and nothing that a client sent is lost: a field that has no column of its
 //!   own is kept under `properties`, in the sender's own bytes.
 //! - Decisions here are pure: no clock, no I/O. The moment of receipt and the rules come in as parameters.
@@ -18,13 +18,15 @@ mod kind;
 mod properties;
 mod read;
 mod retention;
+mod scan;
 mod time;
 mod types;
 
 pub use batch::{Batch, BodyError};
 pub use error::{EventError, EventErrorCode};
-pub use read::{Acceptance, read, read_again};
+pub use read::{Acceptance, read, read_again, read_checked};
 pub use retention::Retention;
+pub use scan::Checked;
 pub use types::Types;
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     error::EventError,
-    field::{Field, Fields, one_line},
+    field::{Field, one_line},
+    scan::Checked,
 };
 use crate::row::Json;
 
@@ -22,7 +23,8 @@ pub(super) fn join<'a>(properties: Option<&Field<'a>>, leftovers: &[Field<'a>]) 
     }
     let mut taken: HashSet<Cow<'_, str>> = HashSet::new();
     if let Some(field) = properties {
-        let Fields(inner) = serde_json::from_str(field.value).map_err(|error| field.invalid(error))?;
+        let inner = Checked::by_parser(field.value).fields();
+        let inner = inner.ok_or_else(|| field.invalid("holds a name that is no text"))?;
         taken.extend(inner.into_iter().map(|inner| inner.name));
     }
 

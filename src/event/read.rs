@@ -6,9 +6,11 @@ use uuid::Uuid;
 
 use super::{
     error::{EventError, EventErrorCode},
-    field::{Field, Fields},
+    field::Field,
     kind::Kind,
-    properties, time,
+    properties,
+    scan::Checked,
+    time,
     types::Types,
 };
 use crate::{
@@ -24,6 +26,26 @@ const URL_BYTES: usize = 8192;
 const USER_AGENT_BYTES: usize = 2048;
 /// Most bytes of a locale, a time zone or a screen size.
 const TAG_BYTES: usize = 64;
+
+/// Fields that events of every type may have. With those of one type they are fewer than 32.
+const COMMON: [&str; 16] = [
+    "id",
+    "tenant_id",
+    "type",
+    "timestamp",
+    "session_id",
+    "user_id",
+    "anonymous_id",
+    "url",
+    "path",
+    "referrer",
+    "user_agent",
+    "screen",
+    "locale",
+    "timezone",
+    "context",
+    "properties",
+];
 
 /// What acceptance knows about a request and asks of its events.
 #[derive(Clone, Debug)]
@@ -46,27 +68,52 @@ pub struct Acceptance {
 ///
 /// # Errors
 /// [`EventError`] names the first thing that is wrong with the event.
-pub fn read<'a>(
-    json: &'a str,
+pub fn read_checked<'a>(
+    json: Checked<'a>,
     acceptance: &Acceptance,
     types: &Types,
 ) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
     read_with_id(json, acceptance, types).map(|(_, row)| row)
 }
 
-/// The event, with its id as its sender gave it.
-fn read_with_id<'a>(
+/// [`read_checked`] of a text that nobody has parsed.
+///
+/// # Errors
+/// [`EventError`] names the first thing that is wrong with the event.
+pub fn read<'a>(
     json: &'a str,
     acceptance: &Acceptance,
     types: &Types,
-) -> Result<(Option<EventId>, EventRow<'a>), (Option<EventId>, EventError)> {
+) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
+    let json = check(json, acceptance).map_err(|error| (None, error))?;
+    read_checked(json, acceptance, types)
+}
+
+fn check<'a>(json: &'a str, acceptance: &Acceptance) -> Result<Checked<'a>, EventError> {
+    within_limit(json, acceptance)?;
+    Checked::check(json).ok_or_else(not_an_object)
+}
+
+fn within_limit(json: &str, acceptance: &Acceptance) -> Result<(), EventError> {
     if json.len() > acceptance.event_bytes {
         let detail = format!("the event has {} bytes, more than the {} allowed", json.len(), acceptance.event_bytes);
-        return Err((None, EventError::new(EventErrorCode::EventTooLarge, detail)));
+        return Err(EventError::new(EventErrorCode::EventTooLarge, detail));
     }
-    let Ok(Fields(fields)) = serde_json::from_str(json) else {
-        return Err((None, EventError::new(EventErrorCode::NotAnObject, "an event must be a JSON object")));
-    };
+    Ok(())
+}
+
+fn not_an_object() -> EventError {
+    EventError::new(EventErrorCode::NotAnObject, "an event must be a JSON object")
+}
+
+/// The event, with its id as its sender gave it.
+fn read_with_id<'a>(
+    json: Checked<'a>,
+    acceptance: &Acceptance,
+    types: &Types,
+) -> Result<(Option<EventId>, EventRow<'a>), (Option<EventId>, EventError)> {
+    within_limit(json.text(), acceptance).map_err(|error| (None, error))?;
+    let fields = json.fields().ok_or_else(|| (None, not_an_object()))?;
     let id = fields.iter().find(|field| field.name == "id").and_then(|field| event_id(field).ok().flatten());
     read_fields(fields, id, acceptance, types).map(|row| (id, row)).map_err(|error| (id, error))
 }
@@ -83,6 +130,7 @@ pub fn read_again<'a>(
     id: EventId,
     kind: &str,
 ) -> Result<EventRow<'a>, EventError> {
+    let json = check(json, acceptance)?;
     let (sent, mut row) = read_with_id(json, acceptance, types).map_err(|(_, error)| error)?;
     if *row.kind != *kind {
         return Err(EventError::invalid("type", format_args!("was {kind:?} and must stay so")));
@@ -108,24 +156,30 @@ fn read_fields<'a>(
     let mut timestamp = None;
     let mut sent_properties = None;
     let mut leftovers = Vec::new();
-    let mut seen = Vec::with_capacity(fields.len());
+    let mut seen = 0_u32;
     for field in fields {
-        let known = is_common(&field.name) || field.name == "properties" || kind.has(&field.name);
-        if known {
-            // Two values under one name: which is meant cannot be known, so neither is guessed.
-            if seen.contains(&field.name) {
-                let detail = format!("\"{}\" stands twice in the event", field.shown_name());
-                return Err(EventError::new(EventErrorCode::DuplicateField, detail));
-            }
-            seen.push(field.name.clone());
+        let own = kind.fields().iter().position(|name| *name == field.name);
+        let Some(place) = COMMON.iter().position(|name| *name == field.name).or(own.map(|own| COMMON.len() + own))
+        else {
+            leftovers.push(field);
+            continue;
+        };
+        // Two values under one name: which is meant cannot be known, so neither is guessed.
+        if seen & (1 << place) != 0 {
+            let detail = format!("\"{}\" stands twice in the event", field.shown_name());
+            return Err(EventError::new(EventErrorCode::DuplicateField, detail));
         }
-        match field.name.as_ref() {
-            // For a field with a column, null says the same as leaving it out; elsewhere it is the sender's data.
-            _ if known && field.is_null() => {}
-            "properties" => sent_properties = Some(field),
-            name if is_common(name) => set_common(&mut row, &mut timestamp, &field, acceptance)?,
-            name if kind.has(name) => kind.set(&field)?,
-            _ => leftovers.push(field),
+        seen |= 1 << place;
+        // For a field with a column, null says the same as leaving it out; elsewhere it is the sender's data.
+        if field.is_null() {
+            continue;
+        }
+        if own.is_some() {
+            kind.set(&field)?;
+        } else if field.name == "properties" {
+            sent_properties = Some(field);
+        } else {
+            set_common(&mut row, &mut timestamp, &field, acceptance)?;
         }
     }
     row.timestamp_ms = timestamp.unwrap_or(acceptance.received_at_ms);
@@ -147,26 +201,6 @@ fn event_kind<'a>(fields: &[Field<'a>], types: &Types) -> Result<(Kind<'a>, Text
         None if types.is_added(&name) => Ok((Kind::Added, Text(name))),
         None => Err(EventError::new(EventErrorCode::UnknownType, types.unknown(&name))),
     }
-}
-
-fn is_common(name: &str) -> bool {
-    matches!(
-        name,
-        "id" | "tenant_id"
-            | "type"
-            | "timestamp"
-            | "session_id"
-            | "user_id"
-            | "anonymous_id"
-            | "url"
-            | "path"
-            | "referrer"
-            | "user_agent"
-            | "screen"
-            | "locale"
-            | "timezone"
-            | "context"
-    )
 }
 
 fn set_common<'a>(

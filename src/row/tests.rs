@@ -199,6 +199,53 @@ proptest! {
         let mut line = Vec::new();
         write_json(&row, &origin(), &mut line);
         let (read, _) = read_json(&line).unwrap();
-        prop_assert_eq!(read, row);
+        prop_assert_eq!(&read, &row);
+        survives_as_columns(&[row.clone(), sample(), row]);
     }
+}
+
+/// Rows by column are had back as they were, and columns are the same from rows of the log and from rows of an insert.
+fn survives_as_columns(rows: &[EventRow<'_>]) {
+    let mut filler = Filler::new(Table::Events);
+    let (mut body, mut ends) = (Vec::new(), Vec::new());
+    for (offset, row) in (0..).zip(rows) {
+        let mut encoded = Vec::new();
+        encode(row, &mut encoded);
+        let position = Position { topic: "wal".into(), partition: 0, offset };
+        filler.push(&encoded, &origin(), &position).unwrap();
+        write_insert_row(&encoded, &origin(), &position, &mut body).unwrap();
+        ends.push(body.len());
+    }
+    assert_eq!(filler.rows(), rows.len());
+    let columns = filler.finish();
+    assert_eq!(columns.by_row(usize::MAX), body);
+    assert_eq!(columns.by_row(2), body[..ends[1]]);
+    assert_eq!(columns.native().concat(), by_column(Table::Events, &body).unwrap().native().concat());
+}
+
+#[test]
+fn parked_rows_survive_as_columns() {
+    let (mut encoded, mut body) = (Vec::new(), Vec::new());
+    encode_parked(&parked(), &mut encoded);
+    let position = Position { topic: "wal".into(), partition: 3, offset: 4 };
+    let mut filler = Filler::new(Table::Parked);
+    filler.push(&encoded, &origin(), &position).unwrap();
+    write_insert_row(&encoded, &origin(), &position, &mut body).unwrap();
+    assert_eq!(filler.finish().by_row(usize::MAX), body);
+    body.push(1);
+    assert_eq!(by_column(Table::Released, &body).unwrap().by_row(usize::MAX), body);
+}
+
+#[test]
+fn what_is_not_a_row_is_no_columns() {
+    let (mut encoded, mut body) = (Vec::new(), Vec::new());
+    encode(&sample(), &mut encoded);
+    let position = Position { topic: "wal".into(), partition: 0, offset: 0 };
+    write_insert_row(&encoded, &origin(), &position, &mut body).unwrap();
+    for cut in 1..body.len() {
+        assert!(matches!(by_column(Table::Events, &body[..cut]), Err(BinaryError::Truncated { .. })), "{cut}");
+    }
+    encoded.push(0);
+    let error = Filler::new(Table::Events).push(&encoded, &origin(), &position).unwrap_err();
+    assert_eq!(error, BinaryError::TrailingBytes { count: 1 });
 }

@@ -86,7 +86,7 @@ impl Arrival {
 pub(super) fn token(range: &Range, block: &Block, stored: usize) -> String {
     match stored {
         0 => range.id.to_string(),
-        _ => format!("{}#rest-{:08x}", range.id, crc32c::crc32c(&block.body)),
+        _ => format!("{}#rest-{:08x}", range.id, crc32c::crc32c(&block.body.by_row())),
     }
 }
 
@@ -140,9 +140,10 @@ pub(crate) fn rest(
     table: Table,
     mut stays: impl FnMut(&row::Row<'_>, &Origin, &Position<'_>) -> bool,
 ) -> Result<Block, BinaryError> {
-    let mut kept = Vec::with_capacity(block.body.len());
+    let body = block.body.by_row();
+    let mut kept = Vec::with_capacity(body.len());
     let mut rows = 0;
-    let mut input = &block.body[..];
+    let mut input = &body[..];
     while !input.is_empty() {
         let before = input;
         let (row, origin, position) = row::read_insert_row(table, &mut input)?;
@@ -152,5 +153,5 @@ pub(crate) fn rest(
         }
     }
     // Mostly all of them stay, and the bytes that were there are as good.
-    if rows == block.rows { Ok(block.clone()) } else { Ok(Block { rows, body: Bytes::from(kept) }) }
+    if rows == block.rows { Ok(block.clone()) } else { Ok(Block { rows, body: Bytes::from(kept).into() }) }
 }

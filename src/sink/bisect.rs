@@ -126,7 +126,8 @@ struct Entered {
 
 /// The rows of a block that its table does not take; it has said `error` of the whole of it.
 pub(super) async fn refused(search: &Search<'_>, error: &QueryError) -> Result<Found, BisectError> {
-    let rows = recount::read(search.table, &search.block.body)?.0;
+    let body = search.block.body.by_row();
+    let rows = recount::read(search.table, &body)?.0;
     let (client, real) = (search.client, search.table.name());
     let name = format!("{real}_trial_{:08x}", crc32c::crc32c(search.token.as_bytes()));
     let trial =
@@ -140,7 +141,7 @@ pub(super) async fn refused(search: &Search<'_>, error: &QueryError) -> Result<F
     let (reasons, cut_short) = result?;
     let refused = reasons.into_iter().filter_map(|(row, reason)| {
         let row = trial.rows.get(row)?;
-        Some(Refused { place: row.place(), reason, bytes: search.block.body.slice(row.start..row.end) })
+        Some(Refused { place: row.place(), reason, bytes: body.slice(row.start..row.end) })
     });
     Ok(Found { refused: refused.collect(), cut_short })
 }
@@ -287,7 +288,7 @@ impl Trial<'_> {
     }
 
     async fn insert(&self, into: &str, rows: &[usize]) -> Result<(), BisectError> {
-        let body = &self.search.block.body;
+        let body = self.search.block.body.by_row();
         let bytes = |row: &usize| self.rows.get(*row).and_then(|row| body.get(row.start..row.end)).unwrap_or_default();
         let gathered: Vec<u8> = rows.iter().flat_map(bytes).copied().collect();
         self.insert_body(into, Bytes::from(gathered), rows.len()).await
@@ -296,7 +297,7 @@ impl Trial<'_> {
     async fn insert_body(&self, into: &str, body: Bytes, rows: usize) -> Result<(), BisectError> {
         let Search { client, table, .. } = self.search;
         // Never taken for a repeat: nothing is remembered of these tables.
-        insert_block(client, into, *table, &Block { rows, body }, &insert_settings(&"trial", rows)).await
+        insert_block(client, into, *table, &Block { rows, body: body.into() }, &insert_settings(&"trial", rows)).await
     }
 
     /// What `error` says, of the real table.

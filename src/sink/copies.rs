@@ -54,7 +54,7 @@ pub(super) async fn look(
     if block.rows == 0 {
         return Ok(());
     }
-    let (rows, received) = recount::read(table, &block.body)?;
+    let (rows, received) = recount::read(table, &block.body.by_row())?;
     let there = recount::there(client, table, &rows, received).await?;
     let stored: Vec<&Row> = rows.iter().filter(|row| there.has(table, row)).collect();
     if stored.is_empty() || (was_in_flight && token_is_known(client, table.name(), &rows, received).await?) {

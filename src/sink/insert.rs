@@ -320,7 +320,8 @@ impl Inserter {
     /// before long, and of those that were frequent a while ago too.
     fn remember(&self, table: Table, block: &Block) -> Result<(), BinaryError> {
         let mut random = rand::rng();
-        let mut input = &block.body[..];
+        let body = block.body.first(FIRST_ROWS);
+        let mut input = &body[..];
         for _ in 0..random.random_range(0..block.rows.clamp(1, FIRST_ROWS)) {
             row::read_insert_row(table, &mut input)?;
         }
@@ -348,7 +349,7 @@ impl Inserter {
         known.refused.extend(local);
         let store = Store::new(self.client.clone());
         for (table, block) in arrival.blocks() {
-            let rows = recount::read(table, &block.body)?.0;
+            let rows = recount::read(table, &block.body.by_row())?.0;
             let wal_ids: BTreeSet<WalId> = rows.iter().map(|row| row.origin.wal_id).collect();
             let records = || rows.iter().map(|row| row.origin.wal_seq);
             if let (Some(first), Some(last)) = (records().min(), records().max()) {
@@ -370,6 +371,7 @@ impl Inserter {
         stop: &CancellationToken,
     ) -> Result<AttemptError, AttemptError> {
         let letters = known.letters;
+        let block = &block.by_row();
         self.report.searching(&range.id, table.name(), block.rows, letters, &error);
         let search = Search {
             client: &self.client,
@@ -383,7 +385,7 @@ impl Inserter {
         let Found { mut refused, cut_short } = bisect::refused(&search, &error).await?;
         if known.in_doubt && !refused.is_empty() {
             // Taken by an earlier attempt, before whatever makes ClickHouse refuse them now.
-            let (rows, received) = recount::read(table, &block.body)?;
+            let (rows, received) = recount::read(table, &block.body.by_row())?;
             let there = recount::there(&self.client, table, &rows, received).await?;
             let found = refused.len();
             refused.retain(|row| !there.has_row(row.place));
@@ -487,9 +489,9 @@ pub(super) async fn insert_block<E: From<QueryError> + From<BinaryError>>(
 }
 
 async fn native(table: Table, block: &Block) -> Result<Vec<Bytes>, BinaryError> {
-    let Block { rows, body } = block.clone();
-    // Some 20 ms for a full range: too long for an async thread.
-    let native = tokio::task::spawn_blocking(move || row::to_native(table, &body, rows)).await;
+    let body = block.body.clone();
+    // Of a full range by row some 20 ms: too long for an async thread.
+    let native = tokio::task::spawn_blocking(move || body.native(table)).await;
     native.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 

@@ -105,13 +105,14 @@ enum Mend {
 /// Counts the rows of `stored` in ClickHouse and puts back what is missing; gives how many rows that were.
 pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, RecountError> {
     let Stored { table, block, token } = stored;
-    let (rows, received) = read(*table, &block.body)?;
+    let by_row = block.body.by_row();
+    let (rows, received) = read(*table, &by_row)?;
     let there = there(client, *table, &rows, received).await?;
     let mut body = Vec::new();
     let mut missing = 0;
     for row in &rows {
         if !there.has(*table, row) {
-            body.extend_from_slice(block.body.get(row.start..row.end).unwrap_or_default());
+            body.extend_from_slice(by_row.get(row.start..row.end).unwrap_or_default());
             missing += 1;
         }
     }
@@ -125,7 +126,7 @@ pub(super) async fn mend(client: &Client, stored: &Stored<'_>) -> Result<usize, 
         rows = rows.len(),
         "ClickHouse has lost rows of an insert; they are put back"
     );
-    let missing_rows = Block { rows: missing, body: Bytes::from(body) };
+    let missing_rows = Block { rows: missing, body: Bytes::from(body).into() };
     match how(client, table.name()).await? {
         Mend::Attach => attach(client, stored, &missing_rows).await?,
         Mend::Insert => {

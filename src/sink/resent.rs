@@ -186,7 +186,7 @@ impl Resent {
                 Some(seen) => seen,
                 None => self.read(range, table, most).await?,
             };
-            let (seen, rows, suspects) = examine(seen, table, body.clone(), most, self.span_ms).await?;
+            let (seen, rows, suspects) = examine(seen, table, body.by_row(), most, self.span_ms).await?;
             if !suspects.is_empty() {
                 let stored = self.stored(table, &rows, &suspects).await?;
                 copies = decide(&rows, &suspects, &stored, self.span_ms);

@@ -12,13 +12,16 @@
 //!   first and last row, hence the same token, and ClickHouse drops it as already seen.
 //! - While nothing is committed a source holds what it has read within its bounds and reads no further.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, sync::Arc};
 
 use bytes::Bytes;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::ids::WalId;
+use crate::{
+    ids::WalId,
+    row::{self, BinaryError, Columns, Table},
+};
 
 /// How much one range may hold, rows of all tables together. The first bound that is reached closes it.
 #[derive(Clone, Debug)]
@@ -58,13 +61,73 @@ impl fmt::Display for RangeId {
     }
 }
 
-/// Rows of one table, encoded as one block of an insert.
+/// Rows of one table, in the form in which their source has them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Rows {
+    /// One after the other, as [`crate::row::write_insert_row`] encodes them.
+    ByRow(Bytes),
+    /// As an insert carries them.
+    ByColumn(Arc<Columns>),
+}
+
+impl Rows {
+    /// One after the other. Costs a copy if they are by column.
+    pub fn by_row(&self) -> Bytes {
+        self.first(usize::MAX)
+    }
+
+    /// The first rows one after the other: at least `least` of them if there are so many.
+    pub fn first(&self, least: usize) -> Bytes {
+        match self {
+            Self::ByRow(body) => body.clone(),
+            Self::ByColumn(columns) => columns.by_row(least).into(),
+        }
+    }
+
+    /// One block of an insert into `table`, in pieces.
+    ///
+    /// # Errors
+    /// [`BinaryError`] when they are no rows of this table.
+    pub fn native(&self, table: Table) -> Result<Vec<Bytes>, BinaryError> {
+        match self {
+            Self::ByRow(body) => Ok(row::by_column(table, body)?.native()),
+            Self::ByColumn(columns) => Ok(columns.native()),
+        }
+    }
+}
+
+impl Default for Rows {
+    fn default() -> Self {
+        Self::ByRow(Bytes::new())
+    }
+}
+
+impl From<Bytes> for Rows {
+    fn from(body: Bytes) -> Self {
+        Self::ByRow(body)
+    }
+}
+
+impl From<Columns> for Rows {
+    fn from(columns: Columns) -> Self {
+        Self::ByColumn(Arc::new(columns))
+    }
+}
+
+/// Rows of one table: one block of an insert.
 #[derive(Clone, Debug, Default)]
 pub struct Block {
     /// Number of rows in `body`.
     pub rows: usize,
-    /// Rows as [`crate::row::write_insert_row`] encodes them.
-    pub body: Bytes,
+    /// The rows.
+    pub body: Rows,
+}
+
+impl Block {
+    /// The same, one row after the other.
+    pub(super) fn by_row(&self) -> Self {
+        Self { rows: self.rows, body: self.body.by_row().into() }
+    }
 }
 
 /// What there is beside a range in its topic.
@@ -85,8 +148,8 @@ pub struct Range {
     pub id: RangeId,
     /// Number of rows in `body`.
     pub rows: usize,
-    /// Rows of `events`, as [`crate::row::write_insert_row`] encodes them.
-    pub body: Bytes,
+    /// Rows of `events`.
+    pub body: Rows,
     /// Rows of `parked_events`: nearly always none.
     pub parked: Block,
     /// When the oldest row was accepted, in Unix milliseconds.

@@ -23,7 +23,6 @@ mod former;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -228,8 +227,8 @@ fn give_out(formed: Formed, own: WalId) -> (InFlight, Range) {
     let Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry, replayed } = formed;
     let id = RangeId { topic: format!("wal/{wal_id}"), partition: 0, first: first.0, last: last.0, mark: None };
     let revoked = CancellationToken::new();
-    let parked = Block { rows: parked.count, body: Bytes::from(parked.body) };
-    let (rows, body) = (events.count, Bytes::from(events.body));
+    let parked = Block { rows: parked.0, body: parked.1.into() };
+    let (rows, body) = (events.0, events.1.into());
     let of_earlier_opening = wal_id != own;
     let range = Range {
         id,

@@ -413,7 +413,7 @@ impl Committer {
                 continue;
             }
             partition.stage = Stage::Given { first: block.first, last: block.last };
-            let block_of_rows = RowBlock { rows: block.rows, body: Bytes::from(block.body) };
+            let block_of_rows = RowBlock { rows: block.rows, body: Bytes::from(block.body).into() };
             let (events, parked) = match shared.settings.carries {
                 Carries::Events => (block_of_rows, RowBlock::default()),
                 Carries::Parked => (RowBlock::default(), block_of_rows),

@@ -333,7 +333,7 @@ impl World {
                     mark: Some(block.mark),
                 },
                 rows: block.rows,
-                body: Bytes::from(block.body),
+                body: Bytes::from(block.body).into(),
                 parked: RowBlock::default(),
                 oldest_received_at_ms: block.oldest_received_at_ms,
                 first_expiry: block.first_expiry,
@@ -350,7 +350,7 @@ impl World {
     fn insert(&mut self, member: usize, partition: u32) {
         if let Some(Given { range, stored }) = self.members[member].given.get_mut(&partition) {
             *stored = true;
-            self.table.insert(range.id.to_string(), partition, &range.body);
+            self.table.insert(range.id.to_string(), partition, &range.body.by_row());
         }
     }
 
@@ -358,7 +358,7 @@ impl World {
     fn leave_inserts(&mut self, member: usize) {
         for (partition, Given { range, stored }) in std::mem::take(&mut self.members[member].given) {
             if !stored {
-                self.late.push((range.id.to_string(), partition, range.body));
+                self.late.push((range.id.to_string(), partition, range.body.by_row()));
             }
         }
     }

@@ -132,7 +132,7 @@ impl Store {
     /// Inserts the accepted rows of `page` into `events`, but for those that were erased on request; returns how many these
     /// were.
     pub(super) async fn insert(&self, page: &Page, accepted: &[(usize, Vec<u8>)]) -> Result<usize, ReprocessError> {
-        let block = Block { rows: accepted.len(), body: page.accepted(accepted)?.into() };
+        let block = Block { rows: accepted.len(), body: Bytes::from(page.accepted(accepted)?).into() };
         let token = format!("reprocess:{}", page.digest(accepted.iter().map(|(place, _)| *place)));
         let stored = self.store(&self.into_events, Table::Events, &token, &block);
         stored.await.map_err(|error| error.doing("storing reprocessed events"))
@@ -149,7 +149,7 @@ impl Store {
     /// Marks all rows of `page` as released.
     pub(super) async fn release(&self, page: &Page) -> Result<(), ReprocessError> {
         let token = format!("released:{}", page.digest(0..page.len()));
-        let block = Block { rows: page.len(), body: page.released().into() };
+        let block = Block { rows: page.len(), body: Bytes::from(page.released()).into() };
         let released = self.store(&self.into_parked, Table::Released, &token, &block);
         released.await.map_err(|error| error.doing("marking parked events as released")).map(drop)
     }
@@ -174,7 +174,7 @@ impl Store {
             })?
         };
         ledger::record(&self.client, &gone).await?;
-        self.repeat(statement, token, rest.rows, rest.body).await?;
+        self.repeat(statement, token, rest.rows, rest.body.by_row()).await?;
         Ok(block.rows - rest.rows)
     }
 

@@ -113,7 +113,7 @@ async fn without_a_window_and_without_a_topic_nothing_is_asked() {
     let range = |beside: Option<Beside>| Range {
         id: RangeId { topic: "t".into(), partition: 0, first: 0, last: 0, mark: None },
         rows: 1,
-        body: bytes::Bytes::from_static(b"not looked at"),
+        body: bytes::Bytes::from_static(b"not looked at").into(),
         parked: Block::default(),
         oldest_received_at_ms: 0,
         first_expiry: 0,

@@ -1,4 +1,4 @@
-//! A range being formed: records go in whole, rows come out as the insert of their table has them.
+//! A range being formed: records go in whole, rows come out by column, as the insert of their table has them.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use crate::{
     dead_letters::{About, DeadLetter, DeadLetters, Form, Stage},
     error_chain::chain,
     ids::{WalId, WalSeq},
-    row::{self, Origin, Position, Row},
+    row::{self, BinaryError, Columns, Filler, Origin, Position, Row, Table},
     sink::source::RangeLimits,
     wal::{self, Record},
 };
@@ -23,22 +23,26 @@ pub(super) struct Draft {
     expiries: Vec<u32>,
 }
 
-/// Rows of one table, as an insert has them.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    pub(super) count: usize,
-    pub(super) body: Vec<u8>,
+/// Rows of one table.
+#[derive(Debug)]
+struct Rows {
+    columns: Filler,
+    /// What they take one after the other, where they come from not counted.
+    bytes: usize,
 }
 
 impl Rows {
-    fn mark(&self) -> (usize, usize) {
-        (self.count, self.body.len())
+    fn of(table: Table) -> Self {
+        Self { columns: Filler::new(table), bytes: 0 }
     }
+}
 
-    fn go_back(&mut self, (count, bytes): (usize, usize)) {
-        self.count = count;
-        self.body.truncate(bytes);
-    }
+/// The rows of a record that can be decoded.
+struct Decoded<'a> {
+    rows: Vec<(u32, Table, &'a [u8])>,
+    bytes: usize,
+    /// Expiries that no row before has.
+    expiries: Vec<u32>,
 }
 
 /// A range that is complete.
@@ -47,8 +51,8 @@ pub(super) struct Formed {
     pub(super) wal_id: WalId,
     pub(super) first: WalSeq,
     pub(super) last: WalSeq,
-    pub(super) events: Rows,
-    pub(super) parked: Rows,
+    pub(super) events: (usize, Columns),
+    pub(super) parked: (usize, Columns),
     pub(super) oldest_received_at_ms: i64,
     pub(super) first_expiry: u32,
     /// It was given out by an earlier process.
@@ -71,8 +75,8 @@ impl Draft {
             wal_id: record.wal_id,
             first: record.seq,
             last: record.seq,
-            events: Rows::default(),
-            parked: Rows::default(),
+            events: Rows::of(Table::Events),
+            parked: Rows::of(Table::Parked),
             oldest_received_at_ms: record.received_at_ms,
             expiries: Vec::new(),
         }
@@ -84,11 +88,11 @@ impl Draft {
     }
 
     fn rows(&self) -> usize {
-        self.events.count + self.parked.count
+        self.events.columns.rows() + self.parked.columns.rows()
     }
 
     fn bytes(&self) -> usize {
-        self.events.body.len() + self.parked.body.len()
+        self.events.bytes + self.parked.bytes
     }
 
     /// Adds every row of `record`, or none of it. A first record is always taken, whatever its size: records never
@@ -111,50 +115,65 @@ impl Draft {
         if limits.is_some_and(|limits| self.rows() + record.event_count as usize > limits.rows) {
             return Ok(Added::Refused);
         }
-        let before = (self.events.mark(), self.parked.mark(), self.expiries.len());
-        let fits = self.append_rows(record, letters, scratch).map(|()| {
-            limits.is_none_or(|limits| self.bytes() <= limits.bytes && self.expiries.len() <= limits.expiries)
-        });
-        if !matches!(fits, Ok(true)) {
-            self.events.go_back(before.0);
-            self.parked.go_back(before.1);
-            self.expiries.truncate(before.2);
-            return fits.map(|_does_not| Added::Refused);
+        // All of a record is looked at before any of it is added: whatever is in the columns stays there.
+        let decoded = self.decode(record, letters, scratch)?;
+        let bytes = self.bytes() + decoded.bytes;
+        let expiries = self.expiries.len() + decoded.expiries.len();
+        if limits.is_some_and(|limits| bytes > limits.bytes || expiries > limits.expiries) {
+            return Ok(Added::Refused);
         }
+        self.append(record, decoded).map_err(io::Error::other)?;
         self.last = record.seq;
         self.oldest_received_at_ms = self.oldest_received_at_ms.min(record.received_at_ms);
         Ok(Added::Taken)
     }
 
-    fn append_rows(&mut self, record: &Record, letters: &DeadLetters, scratch: &mut Vec<u8>) -> io::Result<()> {
+    /// The rows of `record`; what is none becomes a dead letter. Decoded as a whole, because one malformed row makes ClickHouse
+    /// refuse all of the insert.
+    fn decode<'a>(&self, record: &Record, letters: &DeadLetters, scratch: &'a mut Vec<u8>) -> io::Result<Decoded<'a>> {
+        let mut decoded = Decoded { rows: Vec::new(), bytes: 0, expiries: Vec::new() };
         scratch.clear();
         if let Err(error) = record.decompress_into(scratch) {
-            return keep(letters, record, 0, &error, (Form::Record, record.payload()));
+            keep(letters, record, 0, &error, (Form::Record, record.payload()))?;
+            return Ok(decoded);
         }
-        let relayed_at_ms = jiff::Timestamp::now().as_millisecond();
-        let position = Position { topic: "wal".into(), partition: 0, offset: record.seq.0 };
+        decoded.rows.reserve(record.event_count as usize);
         for (ordinal, encoded) in (0_u32..).zip(wal::rows(scratch)) {
             let encoded = match encoded {
                 Ok(encoded) => encoded,
                 // Lengths that do not add up: nothing tells where the next row begins.
-                Err(error) => return keep(letters, record, ordinal, &error, (Form::Rows, scratch)),
+                Err(error) => {
+                    keep(letters, record, ordinal, &error, (Form::Rows, scratch))?;
+                    break;
+                }
             };
-            let origin = Origin { wal_id: record.wal_id, wal_seq: record.seq.0, wal_ordinal: ordinal, relayed_at_ms };
-            // Decoded as a whole, because one malformed row makes ClickHouse refuse all of the insert.
-            let (rows, expires_at) = match row::decode(encoded) {
-                Ok(Row::Event(event)) => (&mut self.events, event.expires_at),
-                Ok(Row::Parked(parked)) => (&mut self.parked, parked.expires_at),
+            let (table, expires_at) = match row::decode(encoded) {
+                Ok(Row::Event(event)) => (Table::Events, event.expires_at),
+                Ok(Row::Parked(parked)) => (Table::Parked, parked.expires_at),
                 Err(error) => {
                     keep(letters, record, ordinal, &error, (Form::Row, encoded))?;
                     continue;
                 }
             };
-            row::write_insert_row(encoded, &origin, &position, &mut rows.body).map_err(io::Error::other)?;
-            rows.count += 1;
-            if !self.expiries.contains(&expires_at) {
-                self.expiries.push(expires_at);
+            decoded.rows.push((ordinal, table, encoded));
+            decoded.bytes += encoded.len();
+            if !self.expiries.contains(&expires_at) && !decoded.expiries.contains(&expires_at) {
+                decoded.expiries.push(expires_at);
             }
         }
+        Ok(decoded)
+    }
+
+    fn append(&mut self, record: &Record, decoded: Decoded<'_>) -> Result<(), BinaryError> {
+        let relayed_at_ms = jiff::Timestamp::now().as_millisecond();
+        let position = Position { topic: "wal".into(), partition: 0, offset: record.seq.0 };
+        for (wal_ordinal, table, encoded) in decoded.rows {
+            let rows = if table == Table::Events { &mut self.events } else { &mut self.parked };
+            let origin = Origin { wal_id: record.wal_id, wal_seq: record.seq.0, wal_ordinal, relayed_at_ms };
+            rows.columns.push(encoded, &origin, &position)?;
+            rows.bytes += encoded.len();
+        }
+        self.expiries.extend(decoded.expiries);
         Ok(())
     }
 
@@ -162,6 +181,7 @@ impl Draft {
     pub(super) fn finish(self) -> Formed {
         let Self { wal_id, first, last, events, parked, oldest_received_at_ms, expiries } = self;
         let first_expiry = expiries.into_iter().min().unwrap_or(row::EXPIRES_NEVER);
+        let [events, parked] = [events, parked].map(|rows| (rows.columns.rows(), rows.columns.finish()));
         Formed { wal_id, first, last, events, parked, oldest_received_at_ms, first_expiry, replayed: false }
     }
 }

@@ -239,7 +239,8 @@ pub struct Row {
 
 /// Decodes the rows of a range, to the last byte.
 pub fn rows(range: &Range) -> Vec<Row> {
-    let mut input: &[u8] = &range.body;
+    let body = range.body.by_row();
+    let mut input: &[u8] = &body;
     let mut rows = Vec::new();
     while !input.is_empty() {
         let event = EventRow::read_binary(&mut input).unwrap().event_id;

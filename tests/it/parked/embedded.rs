@@ -28,7 +28,7 @@ async fn a_range_holds_both_kinds_and_its_limits_count_both() {
     append(&wal, [encode_event(0), encode_event(1)]).await;
     let range = source.next().await.unwrap();
     assert_eq!((range.rows, range.parked.rows), (2, 0));
-    assert!(range.parked.body.is_empty());
+    assert!(range.parked.body.by_row().is_empty());
     source.commit(&range).await.unwrap();
     // Expiries of parked rows count like those of others.
     for n in 0..30 {

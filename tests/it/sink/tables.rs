@@ -1,7 +1,7 @@
 //! What one insert leaves in the tables.
 
 use ingestion_engine::row::{
-    self, EVENT_COLUMNS, EXPIRES_NEVER, EventRow, Json, ORIGIN_COLUMNS, POSITION_COLUMNS, Table, Text,
+    EVENT_COLUMNS, EXPIRES_NEVER, EventRow, Json, ORIGIN_COLUMNS, POSITION_COLUMNS, Table, Text,
 };
 
 use super::{Running, assert_stored_once};
@@ -91,8 +91,9 @@ async fn rows_sent_by_column_are_those_sent_by_row() {
     });
     let range = range(0, 0, events);
     let columns = [EVENT_COLUMNS, ORIGIN_COLUMNS, POSITION_COLUMNS].concat().join(", ");
-    let native = row::to_native(Table::Events, &range.body, range.rows).unwrap();
-    for (table, format, body) in [("by_row", "RowBinary", range.body), ("by_column", "Native", native.concat().into())]
+    let native = range.body.native(Table::Events).unwrap();
+    for (table, format, body) in
+        [("by_row", "RowBinary", range.body.by_row()), ("by_column", "Native", native.concat().into())]
     {
         client
             .execute(&format!("CREATE TABLE `{DATABASE}`.{table} AS `{DATABASE}`.events ENGINE = Memory"))

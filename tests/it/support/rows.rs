@@ -46,7 +46,7 @@ pub fn range<'a>(partition: u32, first: u64, events: impl IntoIterator<Item = Ev
     Range {
         id: RangeId { topic: "events".into(), partition, first, last: offset - 1, mark: None },
         rows: usize::try_from(offset - first).unwrap(),
-        body: Bytes::from(body),
+        body: Bytes::from(body).into(),
         parked: Block::default(),
         oldest_received_at_ms: NOW_MS,
         first_expiry: row::EXPIRES_NEVER,

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::*;
 use crate::{
     broker::Carries,
-    sink::source::{Block, RangeId},
+    sink::source::{Block, RangeId, Rows},
 };
 
 const LIMITS: RangeLimits = RangeLimits { rows: 4, bytes: 1 << 20, age: Duration::from_secs(1), expiries: 20 };
@@ -21,7 +19,7 @@ fn range(generation: u64, partition: u32, first: u64, last: u64, revoked: &Cance
     Range {
         id: RangeId { topic: "events".into(), partition, first, last, mark: None },
         rows: 1,
-        body: Bytes::new(),
+        body: Rows::default(),
         parked: Block::default(),
         oldest_received_at_ms: 0,
         first_expiry: u32::MAX,

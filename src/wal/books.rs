@@ -24,12 +24,12 @@
 //!
 //! # Damage
 //! Values of a generation that had to be salvaged are lost in the same balanced way. Records that are lost and were in the
-//! books are missing further on, and of their tenant: that is what the ledger is for. How many events those held that were not in
-//! the books yet says the sum in the next intact record, or in the marks; of a record whose header is left it is known whose they
-//! were too (see `losses`). Those events are received, and damaged, and so are events of a header that were in the books: no
-//! longer missing then. The rest is nobody's, and lost. Where there is no sum to begin with (books of an earlier version, or begun anew), a
-//! lost record counts as one event at least. When the file itself is damaged, the books begin anew with the records that
-//! wait.
+//! books are missing further on, and of their tenant: that is what the ledger is for. How many events those held that were
+//! not in the books yet is said by the sum in the next intact record, or in the marks; whose they were by the header of a
+//! damaged record, where one is left (see `losses`). What a header tells is entered as received and as damaged, and what it tells of
+//! a record that was in the books as damaged, so that it is not missing as well. The rest is lost, and nobody's. Where there is
+//! no sum to begin with (books of an earlier version, or begun anew) a lost record counts as one event, at least. When the
+//! file itself is damaged, the books begin anew with the records that wait.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -314,8 +314,8 @@ impl Books {
         }
     }
 
-    /// Enters those events of a hole of which headers say whose they are; gives how many are left. `claims`, in order, are of
-    /// records that are gone, or wait to be set aside.
+    /// Enters those events of a hole of which headers say whose they are; gives how many are left. `claims`, in order, are
+    /// of records that are gone, or wait to be set aside.
     fn fill(&mut self, hole: &Hole, claims: &[(&Claim, bool)], done: u64) -> u64 {
         let (mut at, end) = (hole.base, hole.base + hole.events);
         for (claim, waits) in claims.iter().filter(|(claim, _)| (hole.after + 1..hole.before).contains(&claim.seq)) {

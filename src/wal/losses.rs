@@ -2,13 +2,13 @@
 //!
 //! # How many events
 //! A record says how many events the log had taken in up to and with it. So of what is lost between two intact records, or
-//! behind the last one that the marks know of, the number of events is known, whatever became of the bytes. Whose they were is
-//! known where the header of a damaged record is left: its number of events and its sum must go on where the record before
-//! it ends, which bytes that changed do not, and its tenant must be one that the books know.
+//! behind the last one that the marks know of, the number of events is known, whatever became of the bytes. Whose they were
+//! is known where the header of a damaged record is left. It is believed if the books know its tenant, and its number of
+//! events and its sum go on where the record before it ends: those of a header that changed would not.
 //!
 //! # The notice
-//! `<log folder>-damaged/LOST` names the lost sequences, a line for each range. While it is there `/health` says what is in it,
-//! across restarts; removing it says that somebody has seen it.
+//! `<log folder>-damaged/LOST` names the lost sequences, a line for each range. While it is there `/health` says so, across
+//! restarts; removing it says that somebody has seen it.
 
 use std::{
     fs, io,
@@ -34,7 +34,7 @@ pub(super) struct Losses {
     pub claims: Vec<Claim>,
     /// Those of records in `gaps` that go on where an intact record ends.
     pub proven: Vec<Claim>,
-    /// Headers of damaged records that the storage engine still gives: the reader sets these aside, and counts them then.
+    /// Those of damaged records that the storage engine still gives: the reader sets these aside, and counts them.
     pub waiting: Vec<Claim>,
 }
 
@@ -111,7 +111,8 @@ impl Notice {
         let written = fs::create_dir_all(&self.folder).and_then(|()| write_atomically(&self.file(), text.as_bytes()));
         told.written = written.is_ok();
         if let Err(error) = written {
-            tracing::warn!(file = %self.file().display(), %error, "the notice of lost records is not written: a restart forgets it");
+            let file = self.file();
+            tracing::warn!(file = %file.display(), %error, "the notice of lost records is not written: a restart forgets it");
         }
     }
 

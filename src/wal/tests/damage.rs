@@ -380,8 +380,10 @@ async fn a_damaged_record_in_an_intact_frame_is_set_aside_and_its_neighbours_del
         assert_eq!(rig.metrics.wal_damaged_records.get(), counted, "counted once, with its bytes kept");
         rig.wal.close().await.unwrap();
     }
-    let kept: Vec<_> =
+    let mut kept: Vec<_> =
         fs::read_dir(dir.path().join("wal-damaged")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(fs::read_to_string(dir.path().join("wal-damaged/LOST")).unwrap().lines().last(), Some("2"));
+    kept.retain(|path| path.extension().is_some_and(|extension| extension == "record"));
     assert_eq!(kept.len(), 1);
     assert!(fs::read(&kept[0]).unwrap().starts_with(&MAGIC));
 }

@@ -40,7 +40,7 @@ pub struct Terms {
     pub erased: i64,
     /// Their retention is over.
     pub expired: i64,
-    /// Of records that were found damaged, where these say whose they are.
+    /// Of records that were found damaged, where these say whose they are: lost, and not missing.
     pub damaged: i64,
 }
 
@@ -118,6 +118,9 @@ pub struct Stage {
     pub missing: i64,
     /// Of how many of them it cannot be determined whether they are lost, or were replaced by a later repeat.
     pub undetermined: i64,
+    /// Events that were damaged there. They are in the equation, and lost all the same.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub damaged: i64,
 }
 
 /// One tenant's ledger.
@@ -135,7 +138,10 @@ pub struct TenantReport {
     pub missing: i64,
     /// What there is too much: of the other stages. One does not make up for the other.
     pub too_many: i64,
-    /// Nothing is missing, and nothing too much.
+    /// More may be missing: of some lost records nobody knows how many events they held, and each counts as one.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub at_least: bool,
+    /// Nothing is missing, nothing damaged, and nothing too much.
     pub balanced: bool,
     /// Where it is not.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -147,7 +153,7 @@ impl TenantReport {
         let missing = stages.iter().map(|stage| stage.missing.max(0)).sum();
         let too_many = stages.iter().map(|stage| (-stage.missing).max(0)).sum();
         let balanced = stages.is_empty() && terms.difference() == 0;
-        Self { tenant_id, name: None, terms, missing, too_many, balanced, stages }
+        Self { tenant_id, name: None, terms, missing, too_many, at_least: false, balanced, stages }
     }
 }
 
@@ -203,11 +209,11 @@ pub(super) fn balance(holdings: &Holdings, found: &BTreeMap<TenantId, Found>) ->
         holdings.accounts.keys().chain(holdings.events.keys()).chain(found.keys()).copied().collect();
     let mut reports: Vec<TenantReport> = tenants.into_iter().map(|tenant| of_tenant(tenant, holdings, found)).collect();
     if holdings.lost > 0 {
-        // At least one event each.
         let missing = signed(holdings.lost);
         let terms = Terms { received: missing, ..Terms::default() };
-        let stages = vec![Stage { stage: StageName::Wal, missing, undetermined: 0 }];
-        reports.push(TenantReport::new(UNKNOWN, terms, stages));
+        let stages = vec![Stage { stage: StageName::Wal, missing, undetermined: 0, damaged: 0 }];
+        let at_least = holdings.vague > 0;
+        reports.push(TenantReport { at_least, ..TenantReport::new(UNKNOWN, terms, stages) });
     }
     let cut =
         Cut { wal_id: holdings.openings.last().map(|opening| opening.wal_id), seq: holdings.cut, done: holdings.done };
@@ -249,16 +255,25 @@ fn of_tenant(tenant: TenantId, holdings: &Holdings, found: &BTreeMap<TenantId, F
     let front = signed(received) - signed(rejected) - signed(dropped) - signed(duplicates) - appended;
     // What the log has lost it has named.
     let behind = if found.through_broker && holdings.missing == 0 { StageName::Broker } else { StageName::Wal };
+    let damaged = signed(damaged);
+    let left_wal = appended - in_wal - damaged - found.in_broker - arrived;
+    let in_log = if behind == StageName::Wal { left_wal } else { 0 };
+    let in_topic = if behind == StageName::Broker { left_wal } else { 0 };
     let stages: Vec<_> = [
-        (StageName::Front, front, 0),
-        (behind, appended - in_wal - signed(damaged) - found.in_broker - arrived, 0),
-        (StageName::Clickhouse, missing + found.letters_gone, undetermined),
+        Stage { stage: StageName::Front, missing: front, undetermined: 0, damaged: 0 },
+        Stage { stage: StageName::Wal, missing: in_log, undetermined: 0, damaged },
+        Stage { stage: StageName::Broker, missing: in_topic, undetermined: 0, damaged: 0 },
+        Stage { stage: StageName::Clickhouse, missing: missing + found.letters_gone, undetermined, damaged: 0 },
     ]
     .into_iter()
-    .filter(|(_, missing, _)| *missing != 0)
-    .map(|(stage, missing, undetermined)| Stage { stage, missing, undetermined })
+    .filter(|stage| stage.missing != 0 || stage.damaged != 0)
     .collect();
     TenantReport::new(tenant, terms, stages)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &i64) -> bool {
+    *count == 0
 }
 
 /// A count, which a bug of the front may have made negative.
@@ -338,7 +353,7 @@ mod tests {
         let (account, in_wal, found) = whole();
         for (stored, missing, undetermined) in [(48, 2, 2), (46, 4, 3)] {
             let report = report(account, in_wal, Found { stored, may_be_replaced: 3, ..found });
-            let stage = Stage { stage: StageName::Clickhouse, missing, undetermined };
+            let stage = Stage { stage: StageName::Clickhouse, missing, undetermined, damaged: 0 };
             assert_eq!((report.balanced, report.missing, &report.stages[..]), (false, missing, &[stage][..]));
         }
         assert!(report(account, in_wal, Found { may_be_replaced: 3, ..found }).balanced);
@@ -377,8 +392,29 @@ mod tests {
 
     #[test]
     fn records_of_nobody_never_balance() {
-        let report = balance(&Holdings { lost: 2, ..Holdings::default() }, &BTreeMap::new());
-        assert!(!report.balanced);
-        assert_eq!((report.tenants[0].tenant_id, stages(&report.tenants[0])), (UNKNOWN, vec![(StageName::Wal, 2)]));
+        for vague in [0, 1] {
+            let report = balance(&Holdings { lost: 2, vague, ..Holdings::default() }, &BTreeMap::new());
+            assert!(!report.balanced);
+            assert_eq!((report.tenants[0].tenant_id, stages(&report.tenants[0])), (UNKNOWN, vec![(StageName::Wal, 2)]));
+            let text = crate::ledger::table(&report);
+            let expected = if vague > 0 { "at least 2 events missing" } else { "unknown tenant: 2 events missing" };
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_damaged_is_not_missing_and_does_not_balance() {
+        let (account, in_wal, found) = whole();
+        let damaged = Account { damaged: 4, ..account };
+        for through_broker in [false, true] {
+            let found = Found { through_broker, ..found };
+            let report = report(damaged, in_wal - 4, found);
+            assert_eq!((report.terms.damaged, report.missing, report.balanced), (4, 0, false));
+            let stage = Stage { stage: StageName::Wal, missing: 0, undetermined: 0, damaged: 4 };
+            assert_eq!(report.stages, [stage]);
+        }
+        let report = report(damaged, in_wal - 6, found);
+        let stage = Stage { stage: StageName::Wal, missing: 2, undetermined: 0, damaged: 4 };
+        assert_eq!((report.missing, report.stages), (2, vec![stage]));
     }
 }

@@ -21,6 +21,11 @@
 //! - `wal` (with brokers `wal` or `broker`): what was committed, with what waits and what has arrived in ClickHouse;
 //! - `clickhouse`: what has arrived, with what is there, was erased, or has expired.
 //!
+//! # What damage to the log has taken
+//! Events of records that are gone, once each: `damaged` where the record's header is left and says whose they are; else missing,
+//! of their tenant if they were in the books before, and if not of nobody, in a number that the records around them say. None
+//! of it balances: the sums come out with what is damaged, and the events are lost.
+//!
 //! # Repeats that ClickHouse merges
 //! An event that is sent again outside of the dedup window is a second row, and one of the two is merged away later. Such a
 //! row is missing like one that is lost, and nothing tells them apart: that would take a second copy of every event's id.

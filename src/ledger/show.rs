@@ -67,9 +67,16 @@ pub fn table(report: &Report) -> String {
                 StageName::Broker => "broker: in the log, the topic, or between these and ClickHouse",
                 StageName::Clickhouse => "clickhouse: among the rows that were inserted",
             };
-            // Nobody knows how many events a record held that is gone.
-            let at_least = if tenant.tenant_id == UNKNOWN { "at least " } else { "" };
-            line(format_args!("{name}: {at_least}{count} events {what} at stage {place}"));
+            let at_least = if tenant.at_least { "at least " } else { "" };
+            if stage.missing != 0 {
+                line(format_args!("{name}: {at_least}{count} events {what} at stage {place}"));
+            }
+            if stage.damaged != 0 {
+                let damaged = stage.damaged;
+                line(format_args!(
+                    "{name}: {damaged} events lost at stage wal: in records of the log that were damaged"
+                ));
+            }
             if stage.undetermined > 0 {
                 line(format_args!(
                     "    cannot be determined: {} of them, lost or replaced by a later repeat (this tenant sends events late)",

@@ -24,24 +24,38 @@
 //!
 //! # Damage
 //! Values of a generation that had to be salvaged are lost in the same balanced way. Records that are lost and were in the
-//! books are missing further on: that is what the ledger is for. Those that were not in the books yet are counted as lost,
-//! a tenant is not known for them. When the file itself is damaged, the books begin anew with the records that wait.
+//! books are missing further on, and of their tenant: that is what the ledger is for. How many events those held that were
+//! not in the books yet is said by the sum in the next intact record, or in the marks; whose they were by the header of a
+//! damaged record, where one is left (see `losses`). What a header tells is entered as received and as damaged, and what it tells of
+//! a record that was in the books as damaged, so that it is not missing as well. The rest is lost, and nobody's. Where there is
+//! no sum to begin with (books of an earlier version, or begun anew) a lost record counts as one event, at least. When the
+//! file itself is damaged, the books begin anew with the records that wait.
 
 use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
-use super::{record::Record, window::ANSWER_KEY};
+use super::{
+    losses::Losses,
+    record::{Claim, Record},
+    window::ANSWER_KEY,
+};
 use crate::ids::{TenantId, WalId};
 
 /// The name under which the books are saved.
 pub(super) const NAME: &str = "books";
+/// What begins a value beside records.
 const MAGIC: &[u8; 4] = b"IWB1";
+/// What begins the file. That of the first version began like a value, and knew no sum.
+const FILE_MAGIC: &[u8; 4] = b"IWB2";
 const VALUE_HEAD: usize = 48;
 const ENTRY: usize = 16 + 4 * 8;
 const ACCOUNT: usize = 16 + 6 * 8;
 const OPENING: usize = 16 + 8 + 8;
-const FILE_HEAD: usize = 4 + 4 * 8 + 4 + 4;
+/// In the place of a sum that nobody has said.
+const NO_SUM: u64 = u64::MAX;
+const FILE_HEAD: usize = 4 + 6 * 8 + 4 + 4;
+const FILE_HEAD_1: usize = 4 + 4 * 8 + 4 + 4;
 
 /// What the front counted of one request, in events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +115,17 @@ pub struct Opening {
     pub last: u64,
 }
 
+/// Records that are not there, between two that are.
+#[derive(Clone, Copy, Debug)]
+struct Hole {
+    after: u64,
+    before: u64,
+    /// Events up to and with `after`.
+    base: u64,
+    /// Events in what is not there.
+    events: u64,
+}
+
 /// The books, and how far they are on disk. The writer's thread makes all changes but notes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Books {
@@ -108,12 +133,18 @@ pub(super) struct Books {
     pub(super) openings: Vec<Opening>,
     /// Every record up to here is in the accounts.
     pub(super) through: u64,
+    /// Events of this folder up to and with that record; nothing where nobody has said it.
+    cumulative: Option<u64>,
     /// When they were begun.
     pub(super) since_ms: i64,
-    /// Records that were lost before they were in the books: nobody knows whose.
+    /// Events that were lost before they were in the books: nobody knows whose.
     pub(super) lost: u64,
+    /// Of so many records among them it is not known how many events they held: each counts as one.
+    pub(super) vague: u64,
     /// Records that were lost while they were in the books.
     pub(super) missing: u64,
+    /// Where records that an open has read do not go on where the one before ends.
+    holes: Vec<Hole>,
     /// Of requests of which nothing was committed, and not on disk yet.
     notes: HashMap<TenantId, Account>,
     /// Something is in them that no record says and no commit carries.
@@ -192,6 +223,38 @@ impl Books {
         }
     }
 
+    /// Takes a record into the books that an open has read, the next that is there.
+    pub(super) fn add_found(&mut self, record: &Record) {
+        if record.seq.0 > self.through {
+            self.go_on(record.seq.0, record.cumulative.saturating_sub(record.event_count.into()));
+            self.add_record(record);
+        }
+    }
+
+    /// The last record that was committed, according to the marks, and the events up to and with it.
+    pub(super) fn end_at(&mut self, committed: u64, cumulative: u64) {
+        if committed > self.through {
+            self.go_on(committed + 1, cumulative);
+        }
+    }
+
+    /// What is there next is `before`, and stands after so many events.
+    fn go_on(&mut self, before: u64, cumulative: u64) {
+        if let Some(base) = self.cumulative.filter(|base| *base < cumulative) {
+            self.holes.push(Hole { after: self.through, before, base, events: cumulative - base });
+        }
+    }
+
+    /// The sum on which the next record is to be built: that of the marks, unless the books know of more.
+    pub(super) fn sum(&mut self, marked: u64) -> u64 {
+        let sum = self.cumulative.map_or(marked, |known| known.max(marked));
+        if self.cumulative != Some(sum) {
+            self.cumulative = Some(sum);
+            self.changes += 1;
+        }
+        sum
+    }
+
     /// Takes a record into the books; one that is in them already changes nothing.
     pub(super) fn add_record(&mut self, record: &Record) {
         let (seq, events) = (record.seq.0, u64::from(record.event_count));
@@ -199,6 +262,7 @@ impl Books {
             return;
         }
         self.through = seq;
+        self.cumulative = Some(record.cumulative);
         self.changes += 1;
         let account = self.accounts.entry(record.tenant).or_default();
         account.received = account.received.wrapping_add(events);
@@ -217,22 +281,64 @@ impl Books {
         }
     }
 
-    /// Says that the records `gaps` are lost; those up to `known` are in the books.
-    pub(super) fn lose(&mut self, known: u64, gaps: &[(u64, u64)]) {
+    /// Says what is lost; records up to `known` were in the books before this open, and those up to `done` had left the log.
+    pub(super) fn lose(&mut self, known: u64, done: u64, losses: &Losses) {
+        let Losses { gaps, claims, proven, waiting } = losses;
+        let mut holes = std::mem::take(&mut self.holes);
+        // What is done is nobody's loss; how much of a hole that reaches across that is, nobody knows.
+        holes.retain(|hole| hole.after >= done || hole.before <= done + 1);
         for (first, last) in gaps {
-            let unknown = (*last + 1).saturating_sub((*first).max(known + 1));
-            self.lost += unknown;
+            let from = (*first).max(known + 1);
+            let unknown = (*last + 1).saturating_sub(from);
             self.missing += *last + 1 - first - unknown;
+            if unknown > 0 && !holes.iter().any(|hole| hole.after < *last && from < hole.before) {
+                self.lost += unknown;
+                self.vague += unknown;
+            }
+        }
+        for claim in proven.iter().filter(|claim| claim.seq <= known) {
+            self.damage(claim);
+        }
+        let mut claims: Vec<(&Claim, bool)> = claims.iter().map(|claim| (claim, false)).collect();
+        claims.extend(waiting.iter().map(|claim| (claim, true)));
+        claims.sort_unstable();
+        for hole in &holes {
+            let left = self.fill(hole, &claims, done);
+            if hole.after >= done {
+                self.lost += left;
+            }
+        }
+        if !gaps.is_empty() || !holes.is_empty() {
             self.urgent = true;
             self.changes += 1;
         }
     }
 
-    /// Says that a record of `tenant` was damaged, if it was one that is in the books.
-    pub(super) fn damage(&mut self, tenant: TenantId, wal_id: WalId, seq: u64, events: u64) {
-        let known = self.openings.iter().any(|o| o.wal_id == wal_id && (o.first..=o.last).contains(&seq));
-        if let Some(account) = self.accounts.get_mut(&tenant).filter(|_| known) {
-            account.damaged += events;
+    /// Enters those events of a hole of which headers say whose they are; gives how many are left. `claims`, in order, are
+    /// of records that are gone, or wait to be set aside.
+    fn fill(&mut self, hole: &Hole, claims: &[(&Claim, bool)], done: u64) -> u64 {
+        let (mut at, end) = (hole.base, hole.base + hole.events);
+        for (claim, waits) in claims.iter().filter(|(claim, _)| (hole.after + 1..hole.before).contains(&claim.seq)) {
+            let Some(account) = self.accounts.get_mut(&claim.tenant) else { continue };
+            if !claim.follows(at) || claim.cumulative > end {
+                continue;
+            }
+            at = claim.cumulative;
+            account.received = account.received.wrapping_add(claim.events);
+            account.appended += claim.events;
+            if claim.seq > done && !waits {
+                account.damaged += claim.events;
+            }
+        }
+        end - at
+    }
+
+    /// Says that a record was damaged, if it was one that is in the books.
+    pub(super) fn damage(&mut self, claim: &Claim) {
+        let of_it = |o: &Opening| o.wal_id == claim.wal_id && (o.first..=o.last).contains(&claim.seq);
+        let known = self.openings.iter().any(of_it);
+        if let Some(account) = self.accounts.get_mut(&claim.tenant).filter(|_| known) {
+            account.damaged += claim.events;
             self.urgent = true;
             self.changes += 1;
         }
@@ -244,11 +350,12 @@ impl Books {
         self.add_all(notes);
         let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
         let mut bytes = Vec::with_capacity(FILE_HEAD + self.openings.len() * OPENING + self.accounts.len() * ACCOUNT);
-        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(FILE_MAGIC);
         bytes.extend_from_slice(&self.through.to_le_bytes());
         bytes.extend_from_slice(&self.since_ms.to_le_bytes());
-        bytes.extend_from_slice(&self.lost.to_le_bytes());
-        bytes.extend_from_slice(&self.missing.to_le_bytes());
+        for value in [self.lost, self.missing, self.vague, self.cumulative.unwrap_or(NO_SUM)] {
+            bytes.extend_from_slice(&value.to_le_bytes());
+        }
         bytes.extend_from_slice(&count(self.openings.len()));
         bytes.extend_from_slice(&count(self.accounts.len()));
         for Opening { wal_id, first, last } in &self.openings {
@@ -274,8 +381,12 @@ impl Books {
 
     /// What a file says; nothing when it says nothing that this engine knows.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (head, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<{ FILE_HEAD - 4 }>()?;
-        let mut head = &head[..];
+        let (magic, rest) = bytes.split_first_chunk::<4>()?;
+        let first_version = magic == MAGIC;
+        if !first_version && magic != FILE_MAGIC {
+            return None;
+        }
+        let (mut head, rest) = rest.split_at_checked(if first_version { FILE_HEAD_1 } else { FILE_HEAD } - 4)?;
         let mut books = Self {
             through: u64::from_le_bytes(take(&mut head)?),
             since_ms: i64::from_le_bytes(take(&mut head)?),
@@ -283,6 +394,12 @@ impl Books {
             missing: u64::from_le_bytes(take(&mut head)?),
             ..Self::default()
         };
+        if first_version {
+            books.vague = books.lost;
+        } else {
+            books.vague = u64::from_le_bytes(take(&mut head)?);
+            books.cumulative = Some(u64::from_le_bytes(take(&mut head)?)).filter(|sum| *sum != NO_SUM);
+        }
         let openings = usize::try_from(u32::from_le_bytes(take(&mut head)?)).ok()?;
         let accounts = usize::try_from(u32::from_le_bytes(take(&mut head)?)).ok()?;
         let (openings, rest) = rest.split_at_checked(openings.checked_mul(OPENING)?)?;
@@ -384,15 +501,20 @@ mod tests {
         let account = Account { received: 10, appended: 10, damaged: 1, ..Account::default() };
         books.accounts.insert(tenant(2), account);
         books.openings.push(Opening { wal_id: WalId(Uuid::from_u128(8)), first: 8, last: 9 });
-        (books.lost, books.missing) = (3, 2);
+        (books.lost, books.missing, books.vague, books.cumulative) = (3, 2, 1, Some(50));
         let (bytes, _) = books.encode();
         let read = Books::decode(&bytes).unwrap();
         assert_eq!((read.through, read.since_ms, read.lost, read.missing), (7, 99, 3, 2));
+        assert_eq!((read.vague, read.cumulative), (1, Some(50)));
         assert_eq!(read.openings, books.openings);
         let noted = Account { received: 5, rejected: 3, dropped: 2, ..Account::default() };
         assert_eq!(read.accounts, [(tenant(1), noted), (tenant(2), account)].into());
         assert!(read.is_saved() && !read.has_notes() && !books.has_notes());
-        for wrong in [&bytes[..bytes.len() - 1], &bytes[1..], b"", b"IWB1"] {
+        // The first version had neither: a lost record was one event at least.
+        let first = [&MAGIC[..], &bytes[4..36], &bytes[52..]].concat();
+        let read = Books::decode(&first).unwrap();
+        assert_eq!((read.accounts.len(), read.lost, read.vague, read.cumulative), (2, 3, 3, None));
+        for wrong in [&bytes[..bytes.len() - 1], &bytes[1..], b"", b"IWB1", b"IWB2"] {
             assert!(Books::decode(wrong).is_none());
         }
     }

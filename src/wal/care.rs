@@ -223,27 +223,38 @@ impl Writer {
 
     fn announce(&self, space: Space) {
         let health = &self.shared.health;
+        let lost = self.shared.notice.reason();
+        let with_lost = |reason: String| match &lost {
+            Some(lost) => format!("{reason}; {lost}"),
+            None => reason,
+        };
         let state = match space {
             Space::Ample => {
-                health.up();
+                match &lost {
+                    Some(lost) => health.degraded(lost.as_str()),
+                    None => health.up(),
+                }
                 Ok(())
             }
             Space::Near { used, quota } => {
-                health.degraded(format!("uses {} of the {} it may use", human(used), human(quota)));
+                health.degraded(with_lost(format!("uses {} of the {} it may use", human(used), human(quota))));
                 Ok(())
             }
             Space::Scarce { free, reserve } => {
-                health.degraded(format!("{} are free on its disk, {} must stay free", human(free), human(reserve)));
+                let (free, reserve) = (human(free), human(reserve));
+                health.degraded(with_lost(format!("{free} are free on its disk, {reserve} must stay free")));
                 Ok(())
             }
             Space::Quota { used, quota } => {
-                health.down(format!("refuses appends: it uses {} of the {} it may use", human(used), human(quota)));
+                let (used_text, quota_text) = (human(used), human(quota));
+                health.down(with_lost(format!("refuses appends: it uses {used_text} of the {quota_text} it may use")));
                 Err(AppendError::DiskQuota { used, quota })
             }
             Space::Reserve { free, reserve } => {
                 let (free_text, reserve_text) = (human(free), human(reserve));
-                health
-                    .down(format!("refuses appends: {free_text} are free on its disk, {reserve_text} must stay free"));
+                let reason =
+                    format!("refuses appends: {free_text} are free on its disk, {reserve_text} must stay free");
+                health.down(with_lost(reason));
                 Err(AppendError::DiskReserve { free, reserve })
             }
         };

@@ -26,10 +26,11 @@ use super::{
     books::{self, Account, Books, Opening},
     error::{OpenError, StateError, StoreError},
     generation::{Generation, beside, read_range},
+    losses::{Losses, within},
     meta::{Marks, MetaFile},
     record::{Record, split_frame},
     recover::{self, close, look, missing_between, settle},
-    salvage::{self, Piece, search},
+    salvage::{self, Piece, proven, search},
     seqset::SeqSet,
     shared::Shared,
     state,
@@ -60,8 +61,10 @@ pub struct Holdings {
     pub done: u64,
     /// Events in records behind `done`, up to the cut.
     pub events: BTreeMap<TenantId, u64>,
-    /// Records that were lost before they were in the accounts.
+    /// Events that were lost before they were in the accounts, of which nobody knows whose they are.
     pub lost: u64,
+    /// Of so many records among them it is not known how many events they held: each counts as one.
+    pub vague: u64,
     /// Records that were lost while they were in the accounts.
     pub missing: u64,
     /// When the books were begun, milliseconds since 1970.
@@ -78,6 +81,7 @@ impl Holdings {
             cut: books.through,
             done,
             lost: books.lost,
+            vague: books.vague,
             missing: books.missing,
             since_ms: books.since_ms,
             ..Self::default()
@@ -160,12 +164,20 @@ pub(super) fn in_closed_log(settings: &Settings) -> Result<Option<Holdings>, Ope
         Err(StateError::Io { source, .. }) => return Err(failed("read the books in")(source)),
         Err(_) => return Err(unread("its books are damaged")),
     };
-    let mut closed =
-        Closed { settings, root, marks, booked: books.through, books, events: BTreeMap::new(), gaps: Vec::new() };
+    let mut closed = Closed {
+        settings,
+        root,
+        marks,
+        booked: books.through,
+        books,
+        events: BTreeMap::new(),
+        losses: Losses::default(),
+    };
     closed.read()?;
-    let Closed { mut books, events, gaps, booked, .. } = closed;
-    books.lose(booked, &gaps);
-    Ok(Some(Holdings { events, unreadable: gaps, ..Holdings::of(&books, marks.done) }))
+    let Closed { mut books, events, losses, booked, .. } = closed;
+    books.end_at(marks.committed, marks.cumulative);
+    books.lose(booked, marks.done, &losses);
+    Ok(Some(Holdings { events, unreadable: losses.gaps, ..Holdings::of(&books, marks.done) }))
 }
 
 struct Closed<'a> {
@@ -177,7 +189,7 @@ struct Closed<'a> {
     books: Books,
     events: BTreeMap<TenantId, u64>,
     /// What cannot be read.
-    gaps: Vec<(u64, u64)>,
+    losses: Losses,
 }
 
 impl Closed<'_> {
@@ -200,8 +212,8 @@ impl Closed<'_> {
                 there.insert(ordinal, (generation.first, generation.last()));
             }
         }
-        self.gaps
-            .extend(missing_between(&there, &self.marks, &ordinals).into_iter().map(|(_, first, last)| (first, last)));
+        let missing = missing_between(&there, &self.marks, &ordinals);
+        self.losses.gaps.extend(missing.into_iter().map(|(_, first, last)| (first, last)));
         Ok(())
     }
 
@@ -217,19 +229,27 @@ impl Closed<'_> {
         if from > to {
             return Ok(());
         }
-        let mut seen = SeqSet::default();
+        let (mut seen, mut claims) = (SeqSet::default(), Vec::new());
         search(&generation.dir, |piece| {
-            if let Piece::Record(seq, bytes) = piece
-                && (from..=to).contains(&seq)
-                && !seen.contains(seq)
-            {
-                seen.insert(seq);
-                split_frame(&IVec::from(bytes)).iter().flatten().for_each(|record| self.add(record));
+            match piece {
+                Piece::Record(seq, bytes) if (generation.first..=to).contains(&seq) && !seen.contains(seq) => {
+                    seen.insert(seq);
+                    split_frame(&IVec::from(bytes)).iter().flatten().for_each(|record| self.add(record));
+                }
+                Piece::Damaged(claim) | Piece::Cut(claim) if (generation.first..=to).contains(&claim.seq) => {
+                    claims.push(claim);
+                }
+                _ => {}
             }
             Ok(())
         })?;
         let lost = generation.lost.lock();
-        self.gaps.extend(seen.missing(from, to).into_iter().flat_map(|(first, last)| lost.missing(first, last)));
+        let gaps = seen.missing(from, to).into_iter().flat_map(|(first, last)| lost.missing(first, last));
+        let gaps: Vec<_> = gaps.collect();
+        // As a salvage will find them.
+        let mut proven = proven(&generation.dir, &seen, &mut claims)?;
+        within(&gaps, &mut proven);
+        self.losses.extend(Losses { gaps, proven, ..Losses::default() });
         Ok(())
     }
 
@@ -240,15 +260,15 @@ impl Closed<'_> {
         let copy = Copy::of(&original).map_err(copied)?;
         let settings = Settings { dir: copy.log(), ..self.settings.clone() };
         let (root, marks, metrics) = (settings.root(), self.marks, Metrics::new());
-        let mut gaps = Vec::new();
+        let mut losses = Losses::default();
         let generation = match Generation::from_seal(&root, ordinal) {
             Some(sealed) => sealed,
-            None => settle(&settings, &root, ordinal, &marks, &metrics, &mut gaps)?,
+            None => settle(&settings, &root, ordinal, &marks, &metrics, &mut losses)?,
         };
         if !generation.is_empty() {
             let from = generation.first.max(marks.done.min(self.booked) + 1);
-            let db = look(&settings, &generation, from, &marks, &metrics, &mut gaps, |record| {
-                self.books.add_record(record);
+            let db = look(&settings, &generation, from, &marks, &metrics, &mut losses, |record| {
+                self.books.add_found(record);
                 self.add(record);
             })?;
             let from = generation.first.max(self.booked + 1);
@@ -256,7 +276,7 @@ impl Closed<'_> {
             close(db)?;
         }
         generation.close();
-        self.gaps.extend(gaps);
+        self.losses.extend(losses);
         Ok(generation)
     }
 }

@@ -18,7 +18,7 @@
 //! wal/log/<ordinal>/        a generation: one sled database, at most some 128 MiB
 //!     key    u64 big-endian, sequence of the frame's first record
 //!     value  a frame: one or more records, each with its own header and checksum (see `record`)
-//! wal-damaged/              what was damaged, for the operator
+//! wal-damaged/              what was damaged, for the operator, and LOST, which names what is lost until it is seen (see `losses`)
 //! ```
 //!
 //! # Operation
@@ -59,6 +59,7 @@ mod frames;
 mod generation;
 mod holdings;
 mod housekeeper;
+mod losses;
 mod meta;
 mod packer;
 mod reader;

@@ -226,13 +226,31 @@ fn decode(frame: &IVec, offset: usize) -> Result<(Record, usize), DamagedRecord>
     Ok((record, offset + total))
 }
 
-/// Whose a damaged record says that it is: tenant, id of the log, sequence and number of events. Any of it may be what is
-/// damaged.
-pub(super) fn claimed(bytes: &[u8]) -> Option<(TenantId, WalId, u64, u64)> {
-    (bytes.len() >= HEADER_LEN && bytes.starts_with(&MAGIC)).then(|| {
-        let tenant = TenantId(Uuid::from_bytes(field(bytes, 48)));
-        let wal_id = WalId(Uuid::from_bytes(field(bytes, 64)));
-        (tenant, wal_id, u64::from_le_bytes(field(bytes, 32)), u32::from_le_bytes(field(bytes, 20)).into())
+/// What the header of a damaged record says of it. Any of it may be what is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claim {
+    pub seq: u64,
+    pub events: u64,
+    pub cumulative: u64,
+    pub tenant: TenantId,
+    pub wal_id: WalId,
+}
+
+impl Claim {
+    /// Whether it goes on where the record before it ends, which has `cumulative`. Number and sum then vouch for each other.
+    pub(super) fn follows(&self, cumulative: u64) -> bool {
+        cumulative.checked_add(self.events) == Some(self.cumulative)
+    }
+}
+
+/// The header at the start of `bytes`, intact or not.
+pub(super) fn claimed(bytes: &[u8]) -> Option<Claim> {
+    (bytes.len() >= HEADER_LEN && bytes.starts_with(&MAGIC)).then(|| Claim {
+        seq: u64::from_le_bytes(field(bytes, 32)),
+        events: u32::from_le_bytes(field(bytes, 20)).into(),
+        cumulative: u64::from_le_bytes(field(bytes, 24)),
+        tenant: TenantId(Uuid::from_bytes(field(bytes, 48))),
+        wal_id: WalId(Uuid::from_bytes(field(bytes, 64))),
     })
 }
 

@@ -15,8 +15,9 @@ use super::{
     books::{self, Books},
     error::{OpenError, StateError, StoreError},
     generation::{Ends, Generation, ends, guarded, open_engine, read_range},
+    losses::{Losses, Notice},
     meta::{Found, Marks, MetaFile, VERSION},
-    record::Record,
+    record::{Record, claimed},
     salvage,
     shared::{Check, Opened, report},
     state::{self, sync_folder},
@@ -60,7 +61,8 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     let mut books = books_of(&settings.dir, marks.done)?;
     let (tallied_through, booked_through) = (tally.through(), books.through);
     let counted_through = tallied_through.min(booked_through);
-    let mut gaps = Vec::new();
+    let mut losses = Losses::default();
+    let notice = Notice::open(settings.aside());
 
     let mut generations = VecDeque::new();
     let mut cut = None;
@@ -73,9 +75,9 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
             Some(sealed) => sealed,
             None if lost_marks => {
                 cut = cut_off(&Generation::new(&root, ordinal, 0).dir)?;
-                settle(settings, &root, ordinal, &marks, metrics, &mut gaps)?
+                settle(settings, &root, ordinal, &marks, metrics, &mut losses)?
             }
-            None => settle(settings, &root, ordinal, &marks, metrics, &mut gaps)?,
+            None => settle(settings, &root, ordinal, &marks, metrics, &mut losses)?,
         };
         if generation.is_empty() {
             tracing::info!(ordinal, "a generation of the write-ahead log holds nothing: it is removed");
@@ -85,11 +87,11 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         }
         if generation.last() > counted_through {
             let from = generation.first.max(counted_through + 1);
-            let db = look(settings, &generation, from, &marks, metrics, &mut gaps, |record| {
+            let db = look(settings, &generation, from, &marks, metrics, &mut losses, |record| {
                 if record.seq.0 > tallied_through {
                     tally.add_record(record);
                 }
-                books.add_record(record);
+                books.add_found(record);
             })?;
             let from = generation.first.max(booked_through + 1);
             super::generation::beside(&db, from, generation.last(), |value| books.add_value(value))
@@ -99,15 +101,18 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
         generation.bytes.store(super::disk::folder_bytes(&generation.dir), Relaxed);
         generations.push_back(Arc::new(generation));
     }
-    let window = window_of(settings, &generations, &marks, metrics, &mut gaps)?;
-    gaps.extend(name_missing(settings, &mut generations, &marks, &ordinals, metrics));
+    let window = window_of(settings, &generations, &marks, metrics, &mut losses)?;
+    losses.gaps.extend(name_missing(settings, &mut generations, &marks, &ordinals, metrics));
     if !matches!(found, Found::Marks(_)) {
         let last = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
-        gaps.extend(name_tail(last, cut, booked_through, metrics));
+        losses.gaps.extend(name_tail(last, cut, booked_through, metrics));
     }
     // What is done may go, once it is counted on disk.
     let seen = generations.back().map_or(0, |generation: &Arc<Generation>| generation.last());
-    books.lose(booked_through, &gaps);
+    books.end_at(marks.committed, marks.cumulative);
+    books.lose(booked_through, marks.done, &losses);
+    marks.cumulative = books.sum(marks.cumulative);
+    notice.add(&losses.gaps);
     if save_tally(&settings.dir, &mut tally, seen) && save_books(&settings.dir, &mut books) {
         while let Some(finished) = generations.pop_front_if(|generation| generation.last() <= marks.done) {
             finished.close();
@@ -139,7 +144,7 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     meta.write(marks).and_then(|()| meta.sync()).map_err(io("write the marks in", &settings.dir))?;
     // Ids of openings are never reused: an emptied, restored or cloned folder must not look like the one before.
     let wal_id = WalId(Uuid::now_v7());
-    let opened = Opened { wal_id, done: marks.done, next, generations, tally, books, window };
+    let opened = Opened { wal_id, done: marks.done, next, generations, tally, books, notice, window };
     Ok(Recovered { opened, lock, meta, marks, ordinal })
 }
 
@@ -185,7 +190,7 @@ pub(super) fn settle(
     ordinal: u64,
     marks: &Marks,
     metrics: &Metrics,
-    gaps: &mut Vec<(u64, u64)>,
+    losses: &mut Losses,
 ) -> Result<Generation, OpenError> {
     let engine = settings.engine();
     let known = ordinal == marks.active;
@@ -216,7 +221,7 @@ pub(super) fn settle(
         let salvaged =
             salvage::salvage(&generation, engine, &settings.aside(), u64::MAX - 1).map_err(OpenError::Store)?;
         let to = committed.max(salvaged.found.last().unwrap_or(0));
-        gaps.extend(report(&generation, &salvaged, from, to, metrics));
+        losses.extend(report(&generation, salvaged, from, to, metrics));
         generation.publish(to.max(generation.last()));
         open_engine(&generation.dir, engine).map_err(OpenError::Store)?
     };
@@ -316,7 +321,7 @@ pub(super) fn look(
     from: u64,
     marks: &Marks,
     metrics: &Metrics,
-    gaps: &mut Vec<(u64, u64)>,
+    losses: &mut Losses,
     mut each: impl FnMut(&Record),
 ) -> Result<sled::Db, OpenError> {
     let engine = settings.engine();
@@ -326,7 +331,7 @@ pub(super) fn look(
         db
     } else {
         let salvaged = salvage::salvage(generation, engine, &settings.aside(), to).map_err(OpenError::Store)?;
-        gaps.extend(report(generation, &salvaged, generation.first.max(marks.done + 1), to, metrics));
+        losses.extend(report(generation, salvaged, generation.first.max(marks.done + 1), to, metrics));
         generation.seal().map_err(StoreError::io("seal a salvaged generation")).map_err(OpenError::Store)?;
         open_engine(&generation.dir, engine).map_err(OpenError::Store)?
     };
@@ -334,6 +339,7 @@ pub(super) fn look(
     while next <= to {
         let range = read_range(&db, next, to, RECOUNT_RECORDS, RECOUNT_BYTES).map_err(OpenError::Store)?;
         // A damaged record is named by the reader, which comes to it later.
+        losses.waiting.extend(range.damaged.iter().filter_map(|(_, damage)| claimed(&damage.bytes)));
         range.records.iter().for_each(|record| each(record));
         next = range.records.last().map_or(to, |record| record.seq.0) + 1;
     }
@@ -355,7 +361,7 @@ fn window_of(
     generations: &VecDeque<Arc<Generation>>,
     marks: &Marks,
     metrics: &Metrics,
-    gaps: &mut Vec<(u64, u64)>,
+    losses: &mut Losses,
 ) -> Result<Window, OpenError> {
     let failed = |action| {
         let path = settings.dir.clone();
@@ -378,7 +384,7 @@ fn window_of(
         } else {
             let mut rescan = Rescan::new(&window, generation.ordinal);
             let each = |record: &Record| rescan.record(record);
-            let db = look(settings, generation, generation.first, marks, metrics, gaps, each)?;
+            let db = look(settings, generation, generation.first, marks, metrics, losses, each)?;
             super::generation::answers(&db, |value| rescan.answer(value)).map_err(OpenError::Store)?;
             close(db)?;
             let segment = rescan.finish();
@@ -502,8 +508,8 @@ fn name_missing(
 fn cut_off(dir: &Path) -> Result<Option<u64>, OpenError> {
     let mut cut: Option<u64> = None;
     let found = salvage::search(dir, |piece| {
-        if let salvage::Piece::Cut(seq) = piece {
-            cut = Some(cut.map_or(seq, |other| other.min(seq)));
+        if let salvage::Piece::Cut(claim) = piece {
+            cut = Some(cut.map_or(claim.seq, |other| other.min(claim.seq)));
         }
         Ok(())
     });

@@ -6,6 +6,7 @@
 //! at any point leaves either the old folder, or the finished new one under its temporary name.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -15,7 +16,7 @@ use std::{
 use super::{
     error::StoreError,
     generation::{Engine, Generation, guarded, open_engine},
-    record::{self, DamagedRecord, MAGIC},
+    record::{self, Claim, DamagedRecord, MAGIC},
     seqset::SeqSet,
     state::sync_folder,
 };
@@ -32,6 +33,10 @@ pub(super) struct Salvaged {
     pub aside: PathBuf,
     /// Intact records.
     pub found: SeqSet,
+    /// Headers of records that are not.
+    pub claims: Vec<Claim>,
+    /// Those of them that go on where an intact record ends.
+    pub proven: Vec<Claim>,
     /// Bytes that begin like a record of another format version.
     pub unknown: u64,
 }
@@ -84,15 +89,22 @@ pub(super) fn salvage(generation: &Generation, engine: Engine, aside: &Path, to:
         unknown: 0,
         wanted: (generation.first, to),
     };
+    let mut claims = Vec::new();
     search(&generation.dir, |piece| match piece {
         Piece::Record(seq, bytes) => target.take(seq, bytes),
         Piece::Unknown => {
             target.unknown += 1;
             Ok(())
         }
-        Piece::Cut(_) => Ok(()),
+        Piece::Damaged(claim) | Piece::Cut(claim) => {
+            if (generation.first..=to).contains(&claim.seq) {
+                claims.push(claim);
+            }
+            Ok(())
+        }
     })?;
     target.write()?;
+    let proven = proven(&generation.dir, &target.found, &mut claims)?;
     let Target { db, found, unknown, .. } = target;
     guarded(|| {
         drop(db);
@@ -113,7 +125,41 @@ pub(super) fn salvage(generation: &Generation, engine: Engine, aside: &Path, to:
         .and_then(|()| generation.dir.parent().map_or(Ok(()), sync_folder));
     exchanged.map_err(StoreError::io("move a damaged generation aside"))?;
     generation.salvaged.store(true, Relaxed);
-    Ok(Salvaged { aside: place, found, unknown })
+    Ok(Salvaged { aside: place, found, claims, proven, unknown })
+}
+
+/// Keeps those of `claims` whose records are not in `found`, in order and each once; gives those that go on where the intact
+/// record before them ends, or the claim before that does.
+pub(super) fn proven(dir: &Path, found: &SeqSet, claims: &mut Vec<Claim>) -> Result<Vec<Claim>, StoreError> {
+    claims.retain(|claim| !found.contains(claim.seq));
+    claims.sort_unstable();
+    claims.dedup();
+    let mut ends: BTreeMap<u64, Option<u64>> =
+        claims.iter().filter_map(|claim| found.before(claim.seq)).map(|before| (before, None)).collect();
+    if ends.is_empty() {
+        return Ok(Vec::new());
+    }
+    search(dir, |piece| {
+        if let Piece::Record(seq, bytes) = piece
+            && let Some(end) = ends.get_mut(&seq)
+        {
+            *end = record::claimed(bytes).map(|record| record.cumulative);
+        }
+        Ok(())
+    })?;
+    let mut proven: Vec<Claim> = Vec::new();
+    for claim in claims.iter() {
+        let before = found.before(claim.seq).unwrap_or(0);
+        let end = match proven.last().filter(|last| last.seq > before) {
+            Some(last) if last.seq < claim.seq => Some(last.cumulative),
+            Some(_) => None,
+            None => ends.get(&before).copied().flatten(),
+        };
+        if end.is_some_and(|end| claim.follows(end)) {
+            proven.push(*claim);
+        }
+    }
+    Ok(proven)
 }
 
 /// Something in the raw files of a generation.
@@ -122,8 +168,10 @@ pub(super) enum Piece<'a> {
     Record(u64, &'a [u8]),
     /// Bytes that begin like a record of another format version.
     Unknown,
-    /// A record that the end of its file cuts off, and which sequence it says that it has.
-    Cut(u64),
+    /// The header of a record that is not intact.
+    Damaged(Claim),
+    /// The header of a record that the end of its file cuts off.
+    Cut(Claim),
 }
 
 /// Shows everything that is intact in the files of the generation in `dir` to `each`, in no order. Only reads.
@@ -199,8 +247,8 @@ fn scan(
             // A damaged length may claim up to 64 MiB; then the window grows so far once, and no further.
             Err(DamagedRecord::Short { .. }) if !end_of_file => return Ok(at),
             Err(DamagedRecord::Short { .. }) => {
-                if let Some((_, _, seq, _)) = record::claimed(bytes) {
-                    each(Piece::Cut(seq))?;
+                if let Some(claim) = record::claimed(bytes) {
+                    each(Piece::Cut(claim))?;
                 }
                 at += 1;
             }
@@ -208,7 +256,12 @@ fn scan(
                 each(Piece::Unknown)?;
                 at += 1;
             }
-            Err(_) => at += 1,
+            Err(_) => {
+                if let Some(claim) = record::claimed(bytes) {
+                    each(Piece::Damaged(claim))?;
+                }
+                at += 1;
+            }
         }
     }
     // The magic may begin in the last three bytes.

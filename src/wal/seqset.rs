@@ -53,6 +53,11 @@ impl SeqSet {
         self.0.values().next_back().copied()
     }
 
+    /// The last one before `seq`.
+    pub(super) fn before(&self, seq: u64) -> Option<u64> {
+        self.0.range(..seq).next_back().map(|(_, &end)| end.min(seq - 1))
+    }
+
     /// The ranges of `from..=to` that are not in the set, in order.
     pub(super) fn missing(&self, from: u64, to: u64) -> Vec<(u64, u64)> {
         let mut gaps = Vec::new();
@@ -96,6 +101,7 @@ mod tests {
                 prop_assert_eq!(set.contains(seq), model.contains(&seq));
             }
             prop_assert_eq!((set.first(), set.last()), (model.first().copied(), model.last().copied()));
+            prop_assert_eq!(set.before(from), model.range(..from).next_back().copied());
             let missing: Vec<u64> = set.missing(from, from + len).into_iter().flat_map(|(a, b)| a..=b).collect();
             let expected: Vec<u64> = (from..=from + len).filter(|seq| !model.contains(seq)).collect();
             prop_assert_eq!(missing.len() as u64 + set.count(from, from + len), len + 1);

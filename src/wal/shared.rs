@@ -19,7 +19,8 @@ use super::{
     books::Books,
     disk::Device,
     error::{AppendError, StoreError},
-    generation::{Engine, Generation, ends, open_engine},
+    generation::{Engine, FRAME_RECORDS, Generation, ends, open_engine},
+    losses::{Losses, Notice, named, within},
     record::{Damage, claimed},
     salvage::{Salvaged, salvage},
     seqset::SeqSet,
@@ -64,6 +65,7 @@ pub(super) struct Shared {
     pub tail: Mutex<Tail>,
     pub tally: Mutex<Tally>,
     pub books: Mutex<Books>,
+    pub notice: Notice,
     /// Records behind this are being counted and stay, done or not.
     pub pin: Mutex<Option<u64>>,
     /// Held while a generation is salvaged.
@@ -91,6 +93,7 @@ pub(super) struct Opened {
     pub generations: VecDeque<Arc<Generation>>,
     pub tally: Tally,
     pub books: Books,
+    pub notice: Notice,
     pub window: Window,
 }
 
@@ -102,7 +105,7 @@ impl Shared {
         device: Arc<dyn Device>,
         opened: Opened,
     ) -> Self {
-        let Opened { wal_id, done, next, generations, tally, books, window } = opened;
+        let Opened { wal_id, done, next, generations, tally, books, notice, window } = opened;
         Self {
             root: settings.root(),
             aside: settings.aside(),
@@ -119,6 +122,7 @@ impl Shared {
             tail: Mutex::new(Tail::new(next)),
             tally: Mutex::new(tally),
             books: Mutex::new(books),
+            notice,
             pin: Mutex::new(None),
             salvaging: Mutex::new(()),
             counting: Mutex::new(()),
@@ -224,10 +228,11 @@ impl Shared {
         let from = generation.first.max(self.done.load(Relaxed) + 1);
         let to = generation.last();
         let salvaged = salvage(generation, self.engine(), &self.aside, to)?;
-        let gaps = report(generation, &salvaged, from, to, &self.metrics);
+        let losses = report(generation, salvaged, from, to, &self.metrics);
+        self.notice.add(&losses.gaps);
         let mut books = self.books.lock();
         let known = books.through;
-        books.lose(known, &gaps);
+        books.lose(known, from - 1, &losses);
         drop(books);
         generation.seal().map_err(StoreError::io("seal a salvaged generation"))
     }
@@ -239,9 +244,12 @@ impl Shared {
         if path.exists() {
             return;
         }
-        if let Some((tenant, wal_id, seq, events)) = claimed(&damage.bytes) {
-            self.books.lock().damage(tenant, wal_id, seq, events);
+        let claim = claimed(&damage.bytes);
+        if let Some(claim) = &claim {
+            self.books.lock().damage(claim);
         }
+        let named = claim.map(|claim| claim.seq).filter(|seq| (key..key + FRAME_RECORDS as u64).contains(seq));
+        self.notice.add(&[(named.unwrap_or(key), named.unwrap_or(key))]);
         let kept = fs::create_dir_all(&self.aside).and_then(|()| fs::write(&path, &damage.bytes));
         self.metrics.wal_damaged_records.inc();
         self.metrics.error("wal");
@@ -310,13 +318,7 @@ impl Check<'_> {
 }
 
 /// Says what a salvage saved and what of `from..=to` it did not; gives what is lost.
-pub(super) fn report(
-    generation: &Generation,
-    salvaged: &Salvaged,
-    from: u64,
-    to: u64,
-    metrics: &Metrics,
-) -> Vec<(u64, u64)> {
+pub(super) fn report(generation: &Generation, salvaged: Salvaged, from: u64, to: u64, metrics: &Metrics) -> Losses {
     metrics.error("wal");
     let gaps = salvaged.found.missing(generation.first, to);
     let mut all = SeqSet::default();
@@ -329,15 +331,15 @@ pub(super) fn report(
     let gaps: Vec<_> = gaps.flat_map(|(first, last)| before.missing(from.max(*first), *last)).collect();
     let lost: u64 = gaps.iter().map(|(first, last)| last - first + 1).sum();
     metrics.wal_damaged_records.inc_by(lost);
-    let named: Vec<String> =
-        gaps.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect();
     tracing::error!(
         generation = generation.ordinal,
         damaged_files = %salvaged.aside.display(),
         lost_records = lost,
-        lost_sequences = named.join(", "),
+        lost_sequences = named(&gaps).join(", "),
         unknown_format = salvaged.unknown,
         "a generation of the write-ahead log was salvaged"
     );
-    gaps
+    let Salvaged { claims, mut proven, .. } = salvaged;
+    within(&gaps, &mut proven);
+    Losses { gaps, claims, proven, waiting: Vec::new() }
 }

@@ -1,7 +1,7 @@
 //! Every event is somewhere, the ledger knows where, and says when one is not.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -430,6 +430,121 @@ fn a_record_of_the_log_that_is_gone_is_missed() {
     clickhouse.wait_for("SELECT count() FROM overwatch.events", "16");
     eventually("what is left has arrived", || ledger(&setup).0["total"]["in_wal"] == 0);
     assert_eq!(missing(&setup), is_missing("wal", 7));
+}
+
+/// Changes the byte `at` of the records with these many events, wherever their copies are in the log of an engine that is stopped.
+fn damage(home: &Path, events: &[u32], at: usize) {
+    let magic = [0xe7, b'W', b'A', b'L'];
+    let mut damaged = BTreeSet::new();
+    for log in fs::read_dir(home.join("data/wal/log")).unwrap().map(|entry| entry.unwrap().path().join("db")) {
+        let mut bytes = fs::read(&log).unwrap();
+        for place in (0..bytes.len() - 80).filter(|place| bytes[*place..*place + 4] == magic).collect::<Vec<_>>() {
+            let count = u32::from_le_bytes(bytes[place + 20..place + 24].try_into().unwrap());
+            if events.contains(&count) {
+                bytes[place + at] ^= 1;
+                damaged.insert(count);
+            }
+        }
+        fs::write(&log, bytes).unwrap();
+    }
+    assert_eq!(damaged.into_iter().collect::<Vec<_>>(), events);
+}
+
+const IN_HEADER: usize = 1;
+const IN_PAYLOAD: usize = 90;
+const UNKNOWN: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
+
+#[test]
+fn what_damage_to_the_log_has_taken_is_told_exactly_and_once_and_stands_in_health() {
+    let home = tempfile::tempdir().unwrap();
+    let (setup, mut engine, _server, proxy) = held_up(home.path());
+    for events in [5, 7, 11, 13, 17, 19] {
+        send(&engine, events);
+    }
+    // None of it is in the saved books yet. Of one record the header is left, of two in a row nothing.
+    engine.kill();
+    damage(home.path(), &[7], IN_PAYLOAD);
+    damage(home.path(), &[13, 17], IN_HEADER);
+    let told = |events: u64, in_wal: u64, stored: u64, gone: u64| {
+        let (report, success) = ledger(&setup);
+        let all = in_wal + stored + 7;
+        let mut own = json!({"received": all, "damaged": 7});
+        for (name, events) in [("in_wal", in_wal), ("stored", stored)] {
+            if events > 0 {
+                own[name] = json!(events);
+            }
+        }
+        assert_eq!((terms(&report, TENANT), all), (own, events - gone), "{report:#}");
+        assert_eq!(terms(&report, UNKNOWN), json!({"received": gone}));
+        assert_eq!((success, &report["balanced"], &report["missing"]), (false, &json!(false), &json!(gone)));
+        assert_eq!((&report["total"]["received"], &report["total"]["damaged"]), (&json!(events), &json!(7)));
+        assert_eq!(difference(&report["total"]), gone.cast_signed());
+        let stages: Vec<_> = report["tenants"].as_array().unwrap().iter().map(|tenant| &tenant["stages"]).collect();
+        let of_own = json!([{"stage": "wal", "missing": 0, "undetermined": 0, "damaged": 7}]);
+        assert_eq!(stages, [&of_own, &json!([{"stage": "wal", "missing": gone, "undetermined": 0}])]);
+        let (status, text) = setup.run("ledger");
+        assert_eq!(status.code(), Some(1), "{text}");
+        assert!(text.contains(&format!("unknown tenant: {gone} events missing at stage wal")), "{text}");
+        assert!(text.contains("7 events lost at stage wal"), "{text}");
+    };
+    told(72, 35, 0, 30);
+    let mut engine = setup.start();
+    told(72, 35, 0, 30);
+    let says = |engine: &Engine, lost: &str| {
+        let wal = engine.component("wal");
+        let reason = wal["reason"].as_str().unwrap_or_default();
+        assert!(wal["state"] == "degraded" && reason.contains(lost), "{wal}");
+        let health = engine.get("/health");
+        assert_eq!((health.status, &health.json()["ready"]), (200, &json!(true)));
+        assert_eq!(engine.get("/health/ready").status, 200);
+    };
+    says(&engine, "has taken records 2, 4-5;");
+
+    // A second damage, in what was taken since.
+    for events in [23, 29, 31] {
+        send(&engine, events);
+    }
+    engine.kill();
+    damage(home.path(), &[29], IN_HEADER);
+    told(155, 89, 0, 59);
+    let mut engine = setup.start();
+    told(155, 89, 0, 59);
+    says(&engine, "has taken records 2, 4-5, ");
+    engine.terminate();
+    told(155, 89, 0, 59);
+    proxy.set(Fault::None);
+    let engine = setup.start();
+    ClickHouse::at(&proxy.url()).wait_for("SELECT count() FROM overwatch.events", "89");
+    eventually("what is left has arrived", || ledger(&setup).0["total"]["in_wal"] == 0);
+    told(155, 0, 89, 59);
+    says(&engine, "has taken records 2, 4-5, ");
+    fs::remove_file(home.path().join("data/wal-damaged/LOST")).unwrap();
+    eventually("what was seen is said no more", || engine.get("/health").json()["status"] == "up");
+}
+
+#[test]
+fn a_damaged_record_that_was_in_the_books_is_damaged_and_not_missing() {
+    let home = tempfile::tempdir().unwrap();
+    let (setup, mut engine, _server, proxy) = held_up(home.path());
+    for events in [5, 7, 11] {
+        send(&engine, events);
+    }
+    assert!(engine.terminate().success());
+    damage(home.path(), &[7], IN_PAYLOAD);
+    let told = |waits: &str| {
+        let (report, success) = ledger(&setup);
+        assert_eq!(terms(&report, TENANT), json!({"received": 23, waits: 16, "damaged": 7}), "{report:#}");
+        assert_eq!((success, &report["missing"], &report["balanced"]), (false, &json!(0), &json!(false)));
+        assert_eq!(report["tenants"].as_array().unwrap().len(), 1, "{report:#}");
+    };
+    told("in_wal");
+    proxy.set(Fault::None);
+    let engine = setup.start();
+    ClickHouse::at(&proxy.url()).wait_for("SELECT count() FROM overwatch.events", "16");
+    eventually("what is left has arrived", || ledger(&setup).0["total"]["in_wal"] == 0);
+    told("stored");
+    let wal = engine.component("wal");
+    assert!(wal["reason"].as_str().unwrap_or_default().contains("has taken records 2;"), "{wal}");
 }
 
 #[test]

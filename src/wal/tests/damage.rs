@@ -380,8 +380,10 @@ async fn a_damaged_record_in_an_intact_frame_is_set_aside_and_its_neighbours_del
         assert_eq!(rig.metrics.wal_damaged_records.get(), counted, "counted once, with its bytes kept");
         rig.wal.close().await.unwrap();
     }
-    let kept: Vec<_> =
+    let mut kept: Vec<_> =
         fs::read_dir(dir.path().join("wal-damaged")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(fs::read_to_string(dir.path().join("wal-damaged/LOST")).unwrap().lines().last(), Some("2"));
+    kept.retain(|path| path.extension().is_some_and(|extension| extension == "record"));
     assert_eq!(kept.len(), 1);
     assert!(fs::read(&kept[0]).unwrap().starts_with(&MAGIC));
 }
@@ -533,5 +535,194 @@ async fn a_data_file_on_which_the_storage_engine_panics_and_that_has_lost_record
     }
     assert_eq!(named, [(lost[0], lost[1]), (lost[2], lost[2])]);
     assert_eq!(rig.metrics.wal_damaged_records.get(), 3);
+    rig.wal.close().await.unwrap();
+}
+
+const ONE: TenantId = TenantId(Uuid::from_u128(7));
+const TWO: TenantId = TenantId(Uuid::from_u128(8));
+
+/// Record `seq` of the logs below: whose, and how many events.
+fn contents(seq: u64) -> (TenantId, u64) {
+    (if seq % 3 == 0 { TWO } else { ONE }, seq % 7 + 1)
+}
+
+/// The events of some records.
+fn events_of(seqs: &[u64], tenant: Option<TenantId>) -> u64 {
+    let those = seqs.iter().map(|seq| contents(*seq)).filter(|(whose, _)| tenant.is_none_or(|tenant| tenant == *whose));
+    those.map(|(_, events)| events).sum()
+}
+
+/// Appends records whose contents are those of `seqs`; gives the sequences that they got.
+async fn append_contents(wal: &Wal, seqs: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+    let mut got = Vec::new();
+    for seq in seqs {
+        let (tenant, events) = contents(seq);
+        let mut packer = Packer::new(Codec::Lz4);
+        (0..events).for_each(|row| packer.push(&noise(100 * seq + row, 1000)));
+        let appended = wal.append(Append { tenant, chunks: packer.finish(), ..append(b"") }).await.unwrap();
+        assert_eq!(appended.first, appended.last);
+        got.push(appended.first.0);
+    }
+    got
+}
+
+/// Which byte of a record changes.
+const IN_HEADER: usize = 1;
+const IN_PAYLOAD: usize = HEADER_LEN + 9;
+
+/// Changes a byte of every copy of some records, in whatever generation they are.
+fn damage(dir: &Path, seqs: &[u64], at: usize) {
+    let mut damaged = BTreeSet::new();
+    for folder in generations(dir) {
+        let bytes = fs::read(folder.join("db")).unwrap_or_default();
+        for place in memchr::memmem::find_iter(&bytes, &MAGIC) {
+            if let Some((seq, _)) = check(&bytes[place..]).ok().filter(|(seq, _)| seqs.contains(seq)) {
+                flip(&folder.join("db"), (place + at) as u64);
+                damaged.insert(seq);
+            }
+        }
+    }
+    assert_eq!(damaged.len(), seqs.len());
+}
+
+/// What a ledger would make of it.
+fn books_of(holdings: &Holdings) -> [Account; 2] {
+    [holdings.accounts[&ONE], holdings.accounts[&TWO]]
+}
+
+fn waiting(holdings: &Holdings) -> u64 {
+    holdings.events.values().sum()
+}
+
+#[tokio::test]
+async fn the_events_of_damaged_records_are_counted_exactly_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = open(settings(dir.path()));
+    let seqs = append_contents(&rig.wal, 1..=60).await;
+    assert_eq!(seqs, (1..=60).collect::<Vec<_>>());
+    // Before any of it is in the saved books.
+    let dir = model::image(dir.path());
+    rig.wal.close().await.unwrap();
+    let all: Vec<u64> = (1..=60).collect();
+    // Of some nothing is left, of some the header; of one it is left and what comes before is gone; and the end is gone.
+    let gone = [10, 11, 12, 13, 51, 59, 60];
+    let labelled = [30, 31, 32, 50];
+    let unproven = [52];
+    damage(dir.path(), &gone, IN_HEADER);
+    damage(dir.path(), &[&labelled[..], &unproven].concat(), IN_PAYLOAD);
+    let lost = events_of(&gone, None) + events_of(&unproven, None);
+    let of = |tenant, more: &[u64]| {
+        let nobodys = events_of(&gone, Some(tenant)) + events_of(&unproven, Some(tenant));
+        let received = events_of(&all, Some(tenant)) - nobodys + events_of(more, Some(tenant));
+        let damaged = events_of(&labelled, Some(tenant));
+        Account { received, appended: received, damaged, ..Account::default() }
+    };
+    let expected = [of(ONE, &[]), of(TWO, &[])];
+    assert!(expected.iter().all(|account| account.damaged > 0));
+    let closed = Wal::holdings_in(&settings(dir.path())).unwrap().unwrap();
+    assert_eq!((books_of(&closed), closed.lost, closed.vague, closed.missing), (expected, lost, 0, 0));
+    assert_eq!(waiting(&closed) + lost + events_of(&labelled, None), events_of(&all, None));
+
+    let rig = open(settings(dir.path()));
+    let holdings = rig.wal.holdings().unwrap();
+    assert_eq!(Holdings { unreadable: Vec::new(), ..closed }, holdings);
+    assert_eq!(rig.metrics.wal_damaged_records.get(), 12);
+
+    // A second damage, after a crash of the next opening, whose sequences are others: counted beside the first.
+    let more = append_contents(&rig.wal, 1..=6).await;
+    let killed = model::image(dir.path());
+    rig.wal.close().await.unwrap();
+    damage(killed.path(), &more[2..4], IN_HEADER);
+    let lost = lost + events_of(&[3, 4], None);
+    let mut dir = killed;
+    for crash in [true, false] {
+        let rig = open(settings(dir.path()));
+        let holdings = rig.wal.holdings().unwrap();
+        let expected = [of(ONE, &[1, 2, 5]), of(TWO, &[6])];
+        assert_eq!((books_of(&holdings), holdings.lost, holdings.vague, holdings.missing), (expected, lost, 0, 0));
+        if crash {
+            let killed = model::image(dir.path());
+            rig.wal.close().await.unwrap();
+            dir = killed;
+        } else {
+            rig.wal.close().await.unwrap();
+        }
+    }
+    let closed = Wal::holdings_in(&settings(dir.path())).unwrap().unwrap();
+    assert_eq!((closed.lost, closed.unreadable.len()), (lost, 0));
+}
+
+#[tokio::test]
+async fn of_damaged_records_in_the_books_those_with_a_header_are_not_missing_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = open(settings(dir.path()));
+    append_contents(&rig.wal, 1..=20).await;
+    rig.wal.close().await.unwrap();
+    damage(dir.path(), &[5, 9], IN_HEADER);
+    damage(dir.path(), &[10, 15, 16], IN_PAYLOAD);
+    let all: Vec<u64> = (1..=20).collect();
+    // What stands before the tenth is gone, so that nothing vouches for its header.
+    let of = |tenant| {
+        let received = events_of(&all, Some(tenant));
+        let damaged = events_of(&[15, 16], Some(tenant));
+        Account { received, appended: received, damaged, ..Account::default() }
+    };
+    let closed = Wal::holdings_in(&settings(dir.path())).unwrap().unwrap();
+    for _ in 0..2 {
+        let rig = open(settings(dir.path()));
+        // The first count finds the damage, and the second is of it.
+        rig.wal.holdings().unwrap();
+        let holdings = rig.wal.holdings().unwrap();
+        assert_eq!(books_of(&holdings), [of(ONE), of(TWO)]);
+        assert_eq!((holdings.lost, holdings.vague, holdings.missing), (0, 0, 5));
+        assert_eq!(waiting(&holdings), events_of(&all, None) - events_of(&[5, 9, 10, 15, 16], None));
+        assert_eq!(Holdings { unreadable: Vec::new(), ..closed.clone() }, holdings);
+        rig.wal.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_done_is_nobodys_loss_also_when_it_was_not_in_the_books() {
+    for (done, lost, vague) in [(20, 0, 0), (10, 2, 2), (4, 13, 0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let rig = open(settings(dir.path()));
+        append_contents(&rig.wal, 1..=20).await;
+        rig.wal.truncate_through(WalSeq(done));
+        let marked = || MetaFile::peek(&dir.path().join("wal")).unwrap().unwrap().done == done;
+        eventually("the mark is written", marked).await;
+        let killed = model::image(dir.path());
+        rig.wal.close().await.unwrap();
+        damage(killed.path(), &[9, 10, 11, 12], IN_HEADER);
+        let rig = open(settings(killed.path()));
+        let holdings = rig.wal.holdings().unwrap();
+        // Of four records two are done, and how many events the other two held nobody knows.
+        let lost = if vague == 0 && lost > 0 { events_of(&[9, 10, 11, 12], None) } else { lost };
+        assert_eq!((holdings.lost, holdings.vague), (lost, vague), "done: {done}");
+        rig.wal.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn health_says_what_is_lost_until_somebody_has_seen_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = open(settings(dir.path()));
+    append_contents(&rig.wal, 1..=20).await;
+    rig.wal.close().await.unwrap();
+    damage(dir.path(), &[5, 6, 9], IN_HEADER);
+    let report = |rig: &Rig| rig.health.snapshot()["wal"].clone();
+    let says = |rig: &Rig| report(rig).reason.is_some_and(|reason| reason.contains("has taken records 5-6, 9;"));
+    let mut rig = open(settings(dir.path()));
+    read(&mut rig.reader, 17).await;
+    eventually("what the reader has found lost is said", || says(&rig)).await;
+    assert_eq!(report(&rig).state, crate::health::State::Degraded);
+    assert!(rig.wal.accepting().is_ok());
+    rig.wal.close().await.unwrap();
+    let rig = open(settings(dir.path()));
+    assert!(says(&rig), "at once after a restart");
+    fs::remove_file(dir.path().join("wal-damaged/LOST")).unwrap();
+    eventually("it is acknowledged", || report(&rig).state == crate::health::State::Up).await;
+    rig.wal.close().await.unwrap();
+    let rig = open(settings(dir.path()));
+    assert_eq!(report(&rig).state, crate::health::State::Up);
     rig.wal.close().await.unwrap();
 }

@@ -341,8 +341,8 @@ fn two_that_find_the_same_damage_at_a_time_both_go_on() {
     let (read, counted) = runtime.block_on(async {
         let dir = tempfile::tempdir().unwrap();
         filled(dir.path()).await;
-        let file = db(dir.path(), 0);
-        flip(&file, fs::metadata(&file).unwrap().len() / 2);
+        // Every copy: one of a page that was written again may be no loss.
+        damage(dir.path(), &[10], IN_HEADER);
         let mut rig = open(small(dir.path()));
         let end = rig.wal.append(append(b"end")).await.unwrap().first;
         let wal = rig.wal.clone();
@@ -354,7 +354,7 @@ fn two_that_find_the_same_damage_at_a_time_both_go_on() {
     // A thread that waits for ever must not keep the test from failing.
     runtime.shutdown_background();
     let (read, counted) = (read.expect("it reads on").unwrap(), counted.expect("it counts").unwrap());
-    assert!(read < RECORDS && counted == read + 1, "{read} {counted}");
+    assert_eq!((read, counted), (RECORDS - 1, RECORDS));
 }
 
 #[tokio::test]

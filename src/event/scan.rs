@@ -113,6 +113,8 @@ fn nested(bytes: &[u8], at: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use proptest::prelude::*;
     use serde_json::{Map, Value, value::RawValue};
 

@@ -543,7 +543,7 @@ const TWO: TenantId = TenantId(Uuid::from_u128(8));
 
 /// Record `seq` of the logs below: whose, and how many events.
 fn contents(seq: u64) -> (TenantId, u64) {
-    (if seq % 3 == 0 { TWO } else { ONE }, seq % 7 + 1)
+    (if seq.is_multiple_of(3) { TWO } else { ONE }, seq % 7 + 1)
 }
 
 /// The events of some records.

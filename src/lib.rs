@@ -50,6 +50,7 @@ pub mod health;
 pub mod ids;
 pub mod ledger;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod month;
 pub mod retention;

@@ -10,7 +10,7 @@ use ingestion_engine::{
     dead_letters::commands::DeadLettersArgs,
     erasure::commands as erasure,
     ids::EventId,
-    ledger, logging,
+    ledger, logging, memory,
     plugins::{
         commands::{self, PluginsArgs},
         instance::{Limits, output_bytes},
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         return code;
     }
 
+    memory::give_back_early();
     let config = match load(&cli) {
         Ok(config) => config,
         // One of its own: 1 says that the ledger does not balance.

@@ -61,10 +61,20 @@ struct InFlight {
 /// # Errors
 /// [`SourceError::Wal`] when what was recorded cannot be read.
 pub fn has_ranges_in_flight(wal: &Wal) -> Result<bool, SourceError> {
-    let Some(recorded) = wal.load_state(STATE).map_err(failed)? else { return Ok(false) };
-    let ranges: Vec<InFlight> = serde_json::from_slice(&recorded).map_err(failed)?;
+    // Nobody knows: there may be.
+    let Some(ranges) = recorded(wal)? else { return Ok(true) };
     let done = wal.done_through().map_or(0, |seq| seq.0);
     Ok(ranges.iter().any(|range| range.last.0 > done))
+}
+
+/// The ranges that were given out by an earlier process; nothing when what was recorded is damaged.
+fn recorded(wal: &Wal) -> Result<Option<VecDeque<InFlight>>, SourceError> {
+    match wal.load_state(STATE) {
+        Ok(Some(bytes)) => serde_json::from_slice(&bytes).map(Some).map_err(failed),
+        Ok(None) => Ok(Some(VecDeque::new())),
+        Err(StateError::Damaged { .. }) => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Ranges of this process's own log.
@@ -94,7 +104,7 @@ impl WalSource {
     /// Blocking: reads a small file. Must be called in a Tokio runtime.
     ///
     /// # Errors
-    /// [`SourceError::Wal`] when the recorded ranges cannot be read: without them a repeat could not be recognised.
+    /// [`SourceError::Wal`] when the recorded ranges cannot be read.
     pub fn open(
         wal: Wal,
         reader: Reader,
@@ -103,11 +113,16 @@ impl WalSource {
         health: Component,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SourceError> {
-        let state = wal.load_state(STATE).map_err(failed)?;
-        let replay: VecDeque<InFlight> = match state {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(failed)?,
-            None => VecDeque::new(),
-        };
+        let replay = recorded(&wal)?.unwrap_or_else(|| {
+            metrics.error("source");
+            // As of a log that is a copy: all that an earlier opening has left is looked for before its insert.
+            tracing::error!(
+                file = "state/sink",
+                "which ranges were on their way to ClickHouse is not known, its record is damaged: of what is left in the log \
+                 only what is not stored is inserted"
+            );
+            VecDeque::new()
+        });
         if let Some(in_flight) = replay.front() {
             // What came before was committed: that is durable here, while the log's own mark may lag behind.
             wal.truncate_through(WalSeq(in_flight.first.0.saturating_sub(1)));

@@ -139,8 +139,8 @@ impl Notice {
         };
         Some(format!(
             "damage to its files has taken records {}{more}; everything else goes on. `ingestion-engine ledger` says how many events \
-             that are, and whose where that is known: have these sent again where you can. What is left of the files is in {}; \
-             {acknowledge}",
+             that are, and whose where that is known: have these sent again where you can, when the dedup window is over (until \
+             then their ids are taken for duplicates). What is left of the files is in {}; {acknowledge}",
             lost.join(", "),
             self.folder.display()
         ))

@@ -190,3 +190,29 @@ fn a_frozen_clickhouse_server_shows_in_health_and_clears() {
     signal(server.id(), "TERM");
     assert!(server.to_end().status.success());
 }
+
+#[test]
+fn a_damaged_record_of_what_was_in_flight_keeps_nothing_from_being_stored_once() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path());
+    let mut engine = setup.start();
+    engine.clickhouse().stop_merges();
+    let load = Load::start(&engine);
+    load.wait_for_requests(100);
+    let record = home.path().join("data/wal/state/sink");
+    eventually("ranges are given out", || record.exists());
+    engine.kill();
+    let acknowledged = load.stop().acknowledged;
+    let mut bytes = std::fs::read(&record).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(&record, &bytes).unwrap();
+
+    let engine = setup.start();
+    engine.wait_for_log("which ranges were on their way to ClickHouse is not known");
+    let clickhouse = engine.clickhouse();
+    clickhouse.stop_merges();
+    let sent = crate::support::load::Sent { acknowledged, ..crate::support::load::Sent::default() };
+    sent.wait_until_stored(&clickhouse);
+    assert_eq!(clickhouse.query("SELECT count() - uniqExact(event_id) FROM overwatch.events"), "0");
+}

@@ -64,6 +64,11 @@ pub struct Component {
 }
 
 impl Component {
+    /// Says for what it waits before it starts.
+    pub fn starting(&self, waits: impl Into<String>) {
+        self.report(State::Starting, Some(waits.into()));
+    }
+
     /// Reports that all is well.
     pub fn up(&self) {
         self.report(State::Up, None);
@@ -106,7 +111,8 @@ impl Component {
         if changed {
             let component = self.name;
             match (state, reason) {
-                (State::Up | State::Starting, _) => tracing::info!(component, "component is up"),
+                (State::Up, _) => tracing::info!(component, "component is up"),
+                (State::Starting, why) => tracing::info!(component, reason = why, "component is starting"),
                 (State::Degraded, why) => tracing::warn!(component, reason = why, "component is degraded"),
                 (State::Down, why) => tracing::warn!(component, reason = why, "component is down"),
             }

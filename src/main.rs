@@ -9,7 +9,7 @@ use ingestion_engine::{
     config::{Config, LogFormat},
     dead_letters::commands::DeadLettersArgs,
     erasure::commands as erasure,
-    ids::EventId,
+    ids::{EventId, TenantId},
     ledger, logging, memory,
     plugins::{
         commands::{self, PluginsArgs},
@@ -169,14 +169,13 @@ fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
 
 /// The `erase` and `tenants purge` subcommands.
 fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool) -> Result<()> {
-    let tenants = &config.tenants.tenants;
-    let tenant = match (tenant, &tenants[..]) {
-        (Some(tenant), _) => tenants::tenant_id(tenants, tenant)?,
+    let tenant = match (tenant, &config.tenants.tenants[..]) {
+        (Some(tenant), _) => tenant_named(config, tenant)?,
         (None, [only]) => only.id,
-        (None, _) => bail!("say of which tenant: --tenant, with its id or name"),
+        (None, _) => bail!(Usage("say of which tenant: --tenant, with its id or name".to_owned())),
     };
     if user.as_deref() == Some("") {
-        bail!("the user id is empty: `tenants purge` erases everything that a tenant has sent");
+        bail!(Usage("the user id is empty: `tenants purge` erases everything that a tenant has sent".to_owned()));
     }
     let report = runtime()?.block_on(serve::erase(config, erasure::Request { tenant, user }))?;
     if json {
@@ -189,7 +188,7 @@ fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool
 
 /// The `dead-letters` subcommand.
 fn dead_letters(arguments: DeadLettersArgs, config: &Config) -> Result<()> {
-    let find = |tenant: &str| Ok(tenants::tenant_id(&config.tenants.tenants, tenant)?);
+    let find = |tenant: &str| tenant_named(config, tenant);
     runtime()?.block_on(serve::dead_letters(config, arguments.action, find))
 }
 
@@ -217,8 +216,7 @@ fn ledger(config: &Config, json: bool) -> ExitCode {
 /// The `trace` subcommand: 0 when the event is somewhere, or is gone for a reason.
 fn trace(config: &Config, arguments: &TraceArgs) -> ExitCode {
     let traced = || -> Result<bool> {
-        let tenants = &config.tenants.tenants;
-        let tenant = arguments.tenant.as_deref().map(|tenant| tenants::tenant_id(tenants, tenant)).transpose()?;
+        let tenant = arguments.tenant.as_deref().map(|tenant| tenant_named(config, tenant)).transpose()?;
         let since = arguments.since.moment(jiff::Timestamp::now());
         let question = Question { event: EventId(arguments.event), tenant, since };
         let report = runtime()?.block_on(serve::trace(config, question))?;
@@ -239,13 +237,23 @@ fn tenants_settings(config: &Config) -> tenants::Settings {
     tenants::Settings { file: config.tenants_file(), defaults: config.tenant_defaults() }
 }
 
+/// Arguments that are wrong together, or with this configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// The tenant that an argument names.
+fn tenant_named(config: &Config, tenant: &str) -> Result<TenantId> {
+    tenants::tenant_id(&config.tenants.tenants, tenant).map_err(|error| Usage(error.to_string()).into())
+}
+
 /// What went wrong is told to the person who asked.
 fn told(done: Result<(), impl Into<anyhow::Error>>) -> ExitCode {
     match done.map_err(Into::into) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(EXIT_FAILURE)
+            ExitCode::from(if error.is::<Usage>() { EXIT_USAGE } else { EXIT_FAILURE })
         }
     }
 }

@@ -466,7 +466,10 @@ pub fn replay(data_dir: &Path, filter: Filter, json: bool, done: &Mutex<Summary>
 /// The outcome of a replay, for people.
 fn replayed(summary: &Summary) -> Result<String> {
     let mut text = String::new();
-    writeln!(text, "{} replayed: the front has accepted them", summary.replayed)?;
+    match summary.replayed {
+        0 => writeln!(text, "0 replayed")?,
+        replayed => writeln!(text, "{replayed} replayed: the front has accepted them")?,
+    }
     if summary.stored > 0 {
         writeln!(
             text,

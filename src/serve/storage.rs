@@ -37,6 +37,7 @@ pub(super) async fn run(common: &Common, log: Option<OpenLog>, stop: Cancellatio
     let health = common.health.component("clickhouse");
     // Known from the start, so that /health names what does not run yet.
     let sink_health = common.health.component("sink");
+    sink_health.starting("waits for ClickHouse and its tables");
     let child = tokio::select! {
         child = start_embedded(&common.config, health.clone(), Arc::clone(&common.metrics)) => child?,
         () = stop.cancelled() => return Ok(()),

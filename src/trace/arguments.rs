@@ -13,8 +13,8 @@ Asks, in this order: the write-ahead log and the dedup window of this node (thro
 the topics, the dead letters on this node's disk, and ClickHouse (rows, parked events, dead letters, erasures). A place \
 that cannot be asked is named; the others are asked all the same. Nothing is changed.
 
-Exit codes: 0 found, or left for a reason that is said (erased, expired, dropped), 1 found nowhere, or passed on by the log \
-and in no place any more (deleted by hand, or lost), or failed, 64 wrong usage.
+Exit codes: 0 found, or left for a reason that is said (erased, expired, dropped), 1 found nowhere, or acknowledged and \
+in no place any more (deleted by hand, or lost), or failed, 64 wrong usage.
 
 Examples:
   ingestion-engine --config engine.toml trace 01990b2c-5f5e-7a3c-8d1f-0c9a4a3e2b10

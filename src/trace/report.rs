@@ -376,7 +376,8 @@ impl Met<'_> {
         let silent: Vec<&str> = silent.into_iter().filter(|(failed, _)| *failed).map(|(_, place)| place).collect();
         (!silent.is_empty()).then(|| {
             let further = format!("how far it has come is not known, {} could not be asked", silent.join(" and "));
-            ("passed_on", format!("passed on by this node's write-ahead log; {further}"))
+            let left = if self.in_log.is_empty() { "no more in" } else { "passed on by" };
+            ("passed_on", format!("{left} this node's write-ahead log; {further}"))
         })
     }
 
@@ -424,9 +425,13 @@ impl Met<'_> {
                 unless.push_str(", unless it waits in the topic, which was not searched so far back (--since)");
             }
         }
+        let left = if self.rows().next().is_some() {
+            "passed on by this node's write-ahead log, and nothing behind it has it (any more)"
+        } else {
+            "acknowledged by this node, and neither in its write-ahead log nor behind it any more"
+        };
         let text = format!(
-            "passed on by this node's write-ahead log, and nothing behind it has it (any more): it was deleted by hand, or is \
-             lost{unless}; `ledger` counts what is missing"
+            "{left}: it was deleted by hand, or is lost{unless}; `ledger` counts what is missing, and what damage took"
         );
         (if unless.is_empty() { MISSING } else { "passed_on" }, text)
     }

@@ -8,7 +8,7 @@
 //! The bytes are searched as a salvage searches them, because a full generation whose database is opened may be repaired,
 //! and because it is faster. A generation that was finished before the moment asked for is left out.
 //!
-//! An id that the dedup window still knows and that stands in no record any more was passed on.
+//! An id that the dedup window still knows and that stands in no record any more was passed on, or is lost.
 
 use std::{io, ops::RangeInclusive, path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 

@@ -7,20 +7,24 @@
 //! events and its sum go on where the record before it ends: those of a header that changed would not.
 //!
 //! # The notice
-//! `<log folder>-damaged/LOST` names the lost sequences, a line for each range. While it is there `/health` says so, across
-//! restarts; removing it says that somebody has seen it.
+//! `<log folder>-damaged/LOST` names the lost sequences, a line for each range, and says when books were lost. While it is
+//! there `/health` says so, across restarts; removing it says that somebody has seen it.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::{record::Claim, state::write_atomically};
 
 const FILE: &str = "LOST";
+/// Begins the line of lost books.
+const BOOKS: &str = "books ";
 const HEAD: &str = "# Records of the write-ahead log that were lost to damage, by sequence. What is left of them is in this folder.\n\
+    # A line with `books` says when the books began anew because they were damaged.\n\
     # /health says so until this file is removed.\n";
 /// So many ranges are named in health; the file has them all.
 const NAMED: usize = 10;
@@ -68,8 +72,16 @@ pub(super) struct Notice {
 struct Told {
     /// Ranges, as they are named.
     lost: Vec<String>,
+    /// When the books were lost, the last time.
+    books: Option<String>,
     /// The file says them.
     written: bool,
+}
+
+impl Told {
+    fn is_empty(&self) -> bool {
+        self.lost.is_empty() && self.books.is_none()
+    }
 }
 
 impl Notice {
@@ -84,8 +96,14 @@ impl Notice {
                 String::new()
             }
         };
-        let lost = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect();
-        Self { folder, told: Mutex::new(Told { lost, written: true }) }
+        let mut told = Told { written: true, ..Told::default() };
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            match line.strip_prefix(BOOKS) {
+                Some(when) => told.books = Some(when.to_owned()),
+                None => told.lost.push(line.to_owned()),
+            }
+        }
+        Self { folder, told: Mutex::new(told) }
     }
 
     fn file(&self) -> PathBuf {
@@ -97,17 +115,35 @@ impl Notice {
         if gaps.is_empty() {
             return;
         }
+        self.change(|told| {
+            for range in named(gaps) {
+                if !told.lost.contains(&range) {
+                    told.lost.push(range);
+                }
+            }
+        });
+    }
+
+    /// Says that the books, whose damaged file is at `file`, begin anew at `when`. The file is kept beside the notice.
+    pub(super) fn add_books(&self, file: &Path, when: Timestamp) {
+        let kept = self.folder.join(format!("books-{when:.0}"));
+        if let Err(error) = fs::create_dir_all(&self.folder).and_then(|()| fs::copy(file, &kept)) {
+            tracing::warn!(file = %kept.display(), %error, "the damaged books are not kept");
+        }
+        self.change(|told| told.books = Some(format!("{when:.0}")));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Told)) {
         let mut told = self.told.lock();
         // A file that was removed was seen.
         if told.written && !there(&self.file()) {
-            told.lost.clear();
+            *told = Told::default();
         }
-        for range in named(gaps) {
-            if !told.lost.contains(&range) {
-                told.lost.push(range);
-            }
+        change(&mut told);
+        let mut text = told.lost.iter().fold(HEAD.to_owned(), |text, range| text + range + "\n");
+        if let Some(when) = &told.books {
+            text += &format!("{BOOKS}{when}\n");
         }
-        let text = told.lost.iter().fold(HEAD.to_owned(), |text, range| text + range + "\n");
         let written = fs::create_dir_all(&self.folder).and_then(|()| write_atomically(&self.file(), text.as_bytes()));
         told.written = written.is_ok();
         if let Err(error) = written {
@@ -119,31 +155,42 @@ impl Notice {
     /// What health has to say; nothing when nothing is lost, or somebody has seen it.
     pub(super) fn reason(&self) -> Option<String> {
         let mut told = self.told.lock();
-        if told.lost.is_empty() {
+        if !told.is_empty() && told.written && !there(&self.file()) {
+            *told = Told::default();
+        }
+        if told.is_empty() {
             return None;
         }
-        if told.written && !there(&self.file()) {
-            told.lost.clear();
-            return None;
+        let mut reason = String::new();
+        if !told.lost.is_empty() {
+            let more = match told.lost.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more ranges"),
+            };
+            let lost: Vec<&str> = told.lost.iter().take(NAMED).map(String::as_str).collect();
+            reason = format!(
+                "damage to its files has taken records {}{more}; everything else goes on. `ingestion-engine ledger` says how \
+                 many events that are, and whose where that is known: have these sent again where you can, when the dedup window \
+                 is over (until then their ids are taken for duplicates). ",
+                lost.join(", "),
+            );
         }
-        let more = match told.lost.len().saturating_sub(NAMED) {
-            0 => String::new(),
-            more => format!(" and {more} more ranges"),
-        };
-        let lost: Vec<&str> = told.lost.iter().take(NAMED).map(String::as_str).collect();
-        let file = self.file();
-        let acknowledge = if told.written {
-            format!("remove {} once you have seen this", file.display())
+        if let Some(when) = &told.books {
+            reason += &format!(
+                "its books were damaged, and begin anew at {when}: the ledger counts from there on, and cannot tell whether an \
+                 event of before is missing. "
+            );
+        }
+        let (file, folder) = (self.file(), self.folder.display());
+        reason += &if told.written {
+            format!("What is left of the files is in {folder}; remove {} once you have seen this", file.display())
         } else {
-            format!("a restart forgets this, because {} cannot be written", file.display())
+            format!(
+                "What is left of the files is in {folder}; a restart forgets this, because {} cannot be written",
+                file.display()
+            )
         };
-        Some(format!(
-            "damage to its files has taken records {}{more}; everything else goes on. `ingestion-engine ledger` says how many events \
-             that are, and whose where that is known: have these sent again where you can, when the dedup window is over (until \
-             then their ids are taken for duplicates). What is left of the files is in {}; {acknowledge}",
-            lost.join(", "),
-            self.folder.display()
-        ))
+        Some(reason)
     }
 }
 
@@ -175,6 +222,24 @@ mod tests {
         notice.add(&(0..12).map(|n| (2 * n + 20, 2 * n + 20)).collect::<Vec<_>>());
         let reason = Notice::open(folder).reason().unwrap();
         assert!(reason.contains("records 20, 22,") && reason.contains("38 and 2 more ranges;"), "{reason}");
+    }
+
+    #[test]
+    fn damaged_books_are_kept_and_told_until_the_notice_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, books) = (dir.path().join("wal-damaged"), dir.path().join("books"));
+        fs::write(&books, b"damaged").unwrap();
+        let when: Timestamp = "2026-11-30T10:00:00.5Z".parse().unwrap();
+        Notice::open(folder.clone()).add_books(&books, when);
+        assert_eq!(fs::read(folder.join("books-2026-11-30T10:00:00Z")).unwrap(), b"damaged");
+        let notice = Notice::open(folder.clone());
+        let reason = notice.reason().unwrap();
+        assert!(reason.starts_with("its books were damaged, and begin anew at 2026-11-30T10:00:00Z"), "{reason}");
+        notice.add(&[(3, 3)]);
+        let reason = Notice::open(folder.clone()).reason().unwrap();
+        assert!(reason.contains("has taken records 3;") && reason.contains("its books were damaged"), "{reason}");
+        fs::remove_file(folder.join(FILE)).unwrap();
+        assert!(notice.reason().is_none());
     }
 
     #[test]

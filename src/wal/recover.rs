@@ -58,11 +58,11 @@ pub(super) fn recover(settings: &Settings, metrics: &Metrics) -> Result<Recovere
     let ordinals = list(&root).map_err(io("list", &root))?;
     let (mut marks, lost_marks) = marks_of(&found, &ordinals)?;
     let mut tally = tally_of(&settings.dir)?;
-    let mut books = books_of(&settings.dir, marks.done)?;
+    let notice = Notice::open(settings.aside());
+    let mut books = books_of(&settings.dir, marks.done, &notice)?;
     let (tallied_through, booked_through) = (tally.through(), books.through);
     let counted_through = tallied_through.min(booked_through);
     let mut losses = Losses::default();
-    let notice = Notice::open(settings.aside());
 
     let mut generations = VecDeque::new();
     let mut cut = None;
@@ -276,17 +276,21 @@ fn save_tally(dir: &Path, tally: &mut Tally, seen: u64) -> bool {
 }
 
 /// The books as they were saved.
-fn books_of(dir: &Path, done: u64) -> Result<Books, OpenError> {
-    let now_ms = jiff::Timestamp::now().as_millisecond();
+fn books_of(dir: &Path, done: u64, notice: &Notice) -> Result<Books, OpenError> {
+    let now = jiff::Timestamp::now();
     let damaged = || {
         tracing::error!(
-            "the books of the write-ahead log are damaged: the ledger begins anew with the records that wait"
+            "the books of the write-ahead log are damaged: the ledger begins anew with the records that wait, and cannot tell \
+             whether an event of before is missing"
         );
-        Books::anew(done, now_ms)
+        if let Ok(file) = state::path(dir, books::NAME) {
+            notice.add_books(&file, now);
+        }
+        Books::anew(done, now.as_millisecond())
     };
     match state::load(dir, books::NAME) {
         Ok(Some(bytes)) => Ok(Books::decode(&bytes).unwrap_or_else(damaged)),
-        Ok(None) => Ok(Books::anew(done, now_ms)),
+        Ok(None) => Ok(Books::anew(done, now.as_millisecond())),
         Err(StateError::Io { source, .. }) => {
             Err(OpenError::Io { action: "read the books in", path: dir.to_owned(), source })
         }

@@ -289,7 +289,7 @@ impl Check<'_> {
         }
         let expected = self.generation.lost.lock().missing(self.from, self.to);
         if let Some((first, last)) = expected.iter().find_map(|(a, b)| walk.valid.missing(*a, *b).first().copied()) {
-            return Ok(self.damaged(&format!("records {first} to {last} are missing")));
+            return Ok(self.damaged(&format!("records {first} to {last} are not found in their order")));
         }
         let opened = open_engine(dir, self.engine).and_then(|db| Ok((ends(&db)?, db)));
         match opened {

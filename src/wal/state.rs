@@ -11,7 +11,7 @@ use super::error::StateError;
 
 const MAGIC: &[u8; 4] = b"IWS1";
 
-fn path(dir: &Path, name: &str) -> Result<PathBuf, StateError> {
+pub(super) fn path(dir: &Path, name: &str) -> Result<PathBuf, StateError> {
     let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if plain { Ok(dir.join("state").join(name)) } else { Err(StateError::Name { name: name.to_owned() }) }
 }

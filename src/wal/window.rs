@@ -168,6 +168,14 @@ impl Segment {
         self.gone_commits == self.commits.len() && self.gone_answers == self.answers.len()
     }
 
+    /// All of its ids are out of the window: an answer that is not must not keep their memory.
+    fn drop_ids(&mut self) {
+        if !self.commits.is_empty() {
+            (self.commits, self.ids) = Default::default();
+            (self.gone_commits, self.gone_ids) = (0, 0);
+        }
+    }
+
     /// The file's content.
     fn encode(&self, mark: u64) -> Vec<u8> {
         let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
@@ -459,6 +467,7 @@ impl Window {
         let now_ms = self.now_ms();
         let ids_from = now_ms.saturating_sub(self.span_ms);
         let answers_from = now_ms.saturating_sub(i64::try_from(ANSWER_SPAN.as_millis()).unwrap_or(i64::MAX));
+        // Ids and answers go in their own order each: an answer that stays must not keep the ids of everything after it.
         for segment in &mut self.segments {
             while let Some((at_ms, count)) = segment.commits.get(segment.gone_commits).copied() {
                 let many = self.ids.len() > self.most;
@@ -475,6 +484,12 @@ impl Window {
                 segment.gone_ids = end;
                 segment.gone_commits += 1;
             }
+            if segment.gone_commits < segment.commits.len() {
+                break;
+            }
+            segment.drop_ids();
+        }
+        for segment in &mut self.segments {
             while let Some(kept) = segment.answers.get(segment.gone_answers) {
                 if kept.at_ms >= answers_from && self.answer_bytes <= ANSWER_BYTES {
                     break;
@@ -483,15 +498,19 @@ impl Window {
                 self.answers.remove(&kept.key);
                 segment.gone_answers += 1;
             }
-            if !segment.is_gone() {
+            if segment.gone_answers < segment.answers.len() {
                 break;
             }
         }
-        while self.segments.len() > 1
-            && let Some(gone) = self.segments.pop_front_if(|segment| segment.is_gone())
-        {
-            self.garbage.push(path(&self.dir, gone.ordinal));
-        }
+        let written = self.segments.back().map(|segment| segment.ordinal);
+        let (dir, garbage) = (&self.dir, &mut self.garbage);
+        self.segments.retain(|segment| {
+            let stays = !segment.is_gone() || Some(segment.ordinal) == written;
+            if !stays {
+                garbage.push(path(dir, segment.ordinal));
+            }
+            stays
+        });
     }
 
     /// Gives files that are not needed any more, once.

@@ -368,7 +368,7 @@ fn an_id_that_is_nowhere_and_one_that_is_none() {
         ("no-id", 64, "an event's id is a UUID"),
         (&format!("{unknown} --since yesterday"), 64, "give a span"),
         (&format!("{unknown} --since 2999-01-01T00:00:00Z"), 64, "still to come"),
-        (&format!("{unknown} --tenant nobody"), 1, "there is no tenant \"nobody\""),
+        (&format!("{unknown} --tenant nobody"), 64, "there is no tenant \"nobody\""),
     ] {
         let (ended, _, errors) = run(&setup, words);
         assert!(ended == code && errors.contains(part), "{words}: {ended} {errors}");

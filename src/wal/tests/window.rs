@@ -164,6 +164,30 @@ async fn what_is_too_old_or_too_many_is_forgotten_with_its_files() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_kept_does_not_keep_the_ids_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = || Settings { dedup_ids: 10, ..small(dir.path()) };
+    let rig = open(few());
+    let key = rig.wal.answer_key(TENANT, b"k");
+    let answer = Some(Answer { key, request: 77, body: b"taken".to_vec() });
+    rig.wal.append(Append { answer, ..events(TENANT, [1], 0) }).await.unwrap();
+    rig.wal.close().await.unwrap();
+    // Its generation is full; what follows is in the next one.
+    let rig = open(few());
+    for first in (11..=201).step_by(10) {
+        assert_eq!(send(&rig, first..first + 10).await, 0);
+    }
+    eventually("ids are let go of", || rig.metrics.dedup_ids.get() <= 20).await;
+    assert_eq!(send(&rig, [1]).await, 0, "its id is out of the window");
+    assert!(rig.wal.answered(key).is_some(), "the answer is not");
+    rig.wal.close().await.unwrap();
+    let rig = open(few());
+    assert!(rig.wal.answered(key).is_some(), "nor after a start");
+    assert_eq!(send(&rig, [1]).await, 1);
+    rig.wal.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_damaged_file_is_told_and_its_ids_come_from_the_records() {
     let dir = tempfile::tempdir().unwrap();
     let rig = open(small(dir.path()));

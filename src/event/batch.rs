@@ -9,7 +9,7 @@ use serde::{
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::scan::Checked;
+use super::{scan::Checked, split};
 
 /// A body that could not be split into events.
 #[derive(Debug, Error)]
@@ -58,6 +58,9 @@ impl<'a> Batch<'a> {
         let text = std::str::from_utf8(body).map_err(|e| BodyError::NotUtf8 { position: e.valid_up_to() })?;
         if text.trim_ascii().is_empty() {
             return Err(BodyError::NoEvents);
+        }
+        if let Some(events) = split::events(text, limit) {
+            return Ok(Self { events });
         }
         let mut too_many = false;
         let mut json = serde_json::Deserializer::from_str(text);

@@ -19,6 +19,7 @@ mod properties;
 mod read;
 mod retention;
 mod scan;
+mod split;
 mod time;
 mod types;
 

@@ -1,13 +1,13 @@
 //! The fields of a JSON object whose grammar a parser has checked: their ends are looked for, and nothing else.
 //!
-//! A body is parsed once as a whole, so that what is no JSON is refused with its line and column. Parsing each event again
-//! to find its fields cost as much a second time; this costs a third of that.
+//! A body is read once as a whole (see `split`), so that what is no JSON is refused with its line and column. Parsing each
+//! event again to find its fields would cost as much a second time.
 
 use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
 
-use super::field::Field;
+use super::{field::Field, split::string};
 
 /// JSON text, without space around it, that a parser has read to its end.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +62,7 @@ fn unquoted(string: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Behind the space at `at`.
-fn space(bytes: &[u8], at: usize) -> usize {
+pub(super) fn space(bytes: &[u8], at: usize) -> usize {
     let rest = bytes.get(at..).unwrap_or_default();
     at + rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count()
 }
@@ -76,18 +76,6 @@ fn value(bytes: &[u8], at: usize) -> Option<usize> {
             let rest = bytes.get(at..)?;
             let length = rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r'));
             length.filter(|length| *length > 0).map(|length| at + length)
-        }
-    }
-}
-
-/// Behind the string at `at`.
-fn string(bytes: &[u8], at: usize) -> Option<usize> {
-    let mut at = at + 1;
-    loop {
-        match bytes.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1 + memchr::memchr2(b'"', b'\\', bytes.get(at + 1..)?)?,
         }
     }
 }

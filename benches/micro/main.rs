@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, hint::black_box, path::PathBuf, sync::Arc, time
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::future::join_all;
 use ingestion_engine::{
-    event::{self, Acceptance, Batch, Checked, Types},
+    event::{Acceptance, Batch, Event, Types},
     health::Health,
     ids::{EventId, TenantId},
     metrics::Metrics,
@@ -64,12 +64,12 @@ fn acceptance() -> Acceptance {
 /// The events of `body` as rows of the log.
 fn encoded(body: &[u8]) -> Vec<Vec<u8>> {
     let (acceptance, types) = (acceptance(), Types::default());
-    let encode = |json: &Checked<'_>| {
+    let encode = |event: Event<'_, '_>| {
         let mut bytes = Vec::new();
-        row::encode(&event::read_checked(*json, &acceptance, &types).unwrap(), &mut bytes);
+        row::encode(&event.read(&acceptance, &types).unwrap(), &mut bytes);
         bytes
     };
-    Batch::parse(body, EVENTS).unwrap().events.iter().map(encode).collect()
+    Batch::parse(body, EVENTS).unwrap().events().map(encode).collect()
 }
 
 fn packed(rows: &[Vec<u8>]) -> Vec<Chunk> {
@@ -94,17 +94,16 @@ fn steps(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(EVENTS as u64));
     let (body, acceptance, types) = (sample(), acceptance(), Types::default());
     let batch = Batch::parse(&body, EVENTS).unwrap();
-    let read: Vec<_> =
-        batch.events.iter().map(|json| event::read_checked(*json, &acceptance, &types).unwrap()).collect();
+    let read: Vec<_> = batch.events().map(|event| event.read(&acceptance, &types).unwrap()).collect();
     let rows = encoded(&body);
 
     group.bench_function("parse: a body into events", |bencher| {
-        bencher.iter(|| Batch::parse(black_box(&body), EVENTS).unwrap().events.len());
+        bencher.iter(|| Batch::parse(black_box(&body), EVENTS).unwrap().len());
     });
     group.bench_function("validate: events into rows", |bencher| {
         bencher.iter(|| {
-            for json in &batch.events {
-                black_box(event::read_checked(black_box(*json), &acceptance, &types).unwrap());
+            for event in batch.events() {
+                black_box(black_box(event).read(&acceptance, &types).unwrap());
             }
         });
     });
@@ -140,8 +139,8 @@ fn steps(criterion: &mut Criterion) {
         let (metrics, worker) = (Metrics::new(), Worker::detached());
         bencher.iter(|| {
             let mut chain = Chain::new(&plugins, &acceptance, &metrics);
-            for (number, (json, row)) in batch.events.iter().zip(&read).enumerate() {
-                chain.push(number, json.text(), row);
+            for (number, (event, row)) in batch.events().zip(&read).enumerate() {
+                chain.push(number, event.text(), row);
             }
             chain.run(&worker, Purpose::LIVE, &[]).unwrap().events.len()
         });

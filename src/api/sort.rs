@@ -17,7 +17,7 @@ use super::{
     rate_limits::Policy,
 };
 use crate::{
-    event::{self, Acceptance, Batch},
+    event::{Acceptance, Batch},
     metrics::OutcomeLabels,
     plugins::{
         Plugins,
@@ -135,7 +135,7 @@ impl Inner {
         let batch = Batch::parse(&body, limits.events_per_request).map_err(ApiError::Body)?;
         // Once for a request, however often a plugin makes it be sorted.
         if !again && worker.is_none_or(|(_, abandoned)| abandoned.is_empty()) {
-            let total = batch.events.len() as u64;
+            let total = batch.len() as u64;
             tenant.quotas.take_events(total).map_err(|over| ApiError::Quota { policy: Policy::Events, over })?;
         }
         let mut acceptance = self.acceptance(tenant, *received_at_ms);
@@ -143,18 +143,18 @@ impl Inner {
             (acceptance.oldest_ms, acceptance.latest_ms) = (i64::MIN, i64::MAX);
         }
 
-        let received = batch.events.len();
+        let received = batch.len();
         let mut sorted =
             Sorted { received, chunks: Vec::new(), stored: 0, parked: 0, dropped: 0, rejected: Vec::new() };
         let mut packer = Packer::new(self.codec);
         let mut encoded = Vec::with_capacity(1024);
         let mut chain = Chain::new(set, &acceptance, &self.metrics);
-        for (index, json) in batch.events.iter().enumerate() {
-            match event::read_checked(*json, &acceptance, set.types()) {
-                Ok(event) if chain.push(index, json.text(), &event) => {}
-                Ok(event) => {
+        for (index, event) in batch.events().enumerate() {
+            match event.read(&acceptance, set.types()) {
+                Ok(row) if chain.push(index, event.text(), &row) => {}
+                Ok(row) => {
                     encoded.clear();
-                    row::encode(&event, &mut encoded);
+                    row::encode(&row, &mut encoded);
                     packer.push(&encoded);
                     sorted.stored += 1;
                 }
@@ -228,7 +228,7 @@ fn pack(ended: Ended<'_>, batch: &Batch<'_>, acceptance: &Acceptance, packer: &m
                     plugin: (&*plugin).into(),
                     kind: event.kind,
                     reason: reason.as_str().into(),
-                    raw: batch.events.get(event.number).map(|json| json.text()).unwrap_or_default().into(),
+                    raw: batch.text(event.number).into(),
                 };
                 row::encode_parked(&parked, &mut encoded);
                 packer.push(&encoded);

@@ -1,6 +1,6 @@
 //! A request body split into events, without reading them.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use serde::{
     Deserialize, Deserializer,
@@ -9,7 +9,14 @@ use serde::{
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::{scan::Checked, split};
+use super::{
+    EventError, Types,
+    field::Field,
+    read::{Acceptance, read_checked},
+    scan::Checked,
+    split::Split,
+};
+use crate::{ids::EventId, row::EventRow};
 
 /// A body that could not be split into events.
 #[derive(Debug, Error)]
@@ -44,9 +51,29 @@ pub enum BodyError {
 
 /// The events of one request, as slices of its body.
 #[derive(Debug)]
-pub struct Batch<'a> {
-    /// The events' JSON, in the order in which they were sent.
-    pub events: Vec<Checked<'a>>,
+pub struct Batch<'a>(Split<'a>);
+
+/// An event of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'b, 'a> {
+    json: Checked<'a>,
+    /// None when they are yet to be found.
+    fields: &'b [Field<'a>],
+}
+
+impl<'a> Event<'_, 'a> {
+    /// Its JSON.
+    pub const fn text(&self) -> &'a str {
+        self.json.text()
+    }
+
+    /// Reads it. The id is returned even with an error where it could be read, so that the sender finds the event.
+    ///
+    /// # Errors
+    /// [`EventError`] names the first thing that is wrong with the event.
+    pub fn read(&self, acceptance: &Acceptance, types: &Types) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
+        read_checked(self.json, self.fields, acceptance, types)
+    }
 }
 
 impl<'a> Batch<'a> {
@@ -59,8 +86,8 @@ impl<'a> Batch<'a> {
         if text.trim_ascii().is_empty() {
             return Err(BodyError::NoEvents);
         }
-        if let Some(events) = split::events(text, limit) {
-            return Ok(Self { events });
+        if let Some(split) = Split::of(text, limit) {
+            return Ok(Self(split));
         }
         let mut too_many = false;
         let mut json = serde_json::Deserializer::from_str(text);
@@ -74,7 +101,28 @@ impl<'a> Batch<'a> {
             Err(_) if too_many => return Err(BodyError::TooManyEvents { limit }),
             Err(error) => return Err(not_json(&error)),
         };
-        if events.is_empty() { Err(BodyError::NoEvents) } else { Ok(Self { events }) }
+        if events.is_empty() {
+            return Err(BodyError::NoEvents);
+        }
+        let events = events.into_iter().map(|event| (event, 0..0)).collect();
+        Ok(Self(Split { events, fields: Vec::new() }))
+    }
+
+    /// How many events there are.
+    pub fn len(&self) -> usize {
+        self.0.events.len()
+    }
+
+    /// The events, in the order in which they were sent.
+    pub fn events(&self) -> impl Iterator<Item = Event<'_, 'a>> {
+        let Split { events, fields } = &self.0;
+        let fields = |places: &Range<usize>| fields.get(places.clone()).unwrap_or_default();
+        events.iter().map(move |(json, places)| Event { json: *json, fields: fields(places) })
+    }
+
+    /// The JSON of the event at `index`; nothing when there is none.
+    pub fn text(&self, index: usize) -> &'a str {
+        self.0.events.get(index).map(|(json, _)| json.text()).unwrap_or_default()
     }
 }
 

@@ -4,8 +4,8 @@
 //! body --Batch::parse--> raw events (slices of the body) --read--> EventRow (borrowing from the body) --row::encode--> log
 //! ```
 //!
-//! - A body is parsed and split into events in one pass; of each event the fields are then found without parsing it again.
-//!   It is read alone, so that one bad event never fails the others.
+//! - A body is checked, and split into events and these into fields, in one pass. Each event is then read alone, so that one
+//!   bad event never fails the others.
 //! - Nothing is copied that can be borrowed, and nothing that a client sent is lost: a field that has no column of its
 //!   own is kept under `properties`, in the sender's own bytes.
 //! - Decisions here are pure: no clock, no I/O. The moment of receipt and the rules come in as parameters.
@@ -23,11 +23,10 @@ mod split;
 mod time;
 mod types;
 
-pub use batch::{Batch, BodyError};
+pub use batch::{Batch, BodyError, Event};
 pub use error::{EventError, EventErrorCode};
-pub use read::{Acceptance, read, read_again, read_checked};
+pub use read::{Acceptance, read, read_again};
 pub use retention::Retention;
-pub use scan::Checked;
 pub use types::Types;
 
 #[cfg(test)]

@@ -12,26 +12,67 @@ use super::{
 };
 use crate::row::Json;
 
+/// So many names are compared one by one.
+const FEW: usize = 16;
+
 /// Joins the sender's `properties` object with the fields left over.
 ///
 /// A leftover whose name is taken, inside `properties` or by another leftover, is kept beside it as `event.<name>`, then
 /// `event.<name>.2` and so on, so that none hides another. Values stay the sender's own bytes.
-pub(super) fn join<'a>(properties: Option<&Field<'a>>, leftovers: &[Field<'a>]) -> Result<Json<'a>, EventError> {
+pub(super) fn join<'a>(properties: Option<&Field<'a>>, leftovers: &[&Field<'a>]) -> Result<Json<'a>, EventError> {
     let sent = properties.map(Field::object).transpose()?.unwrap_or_default();
     if leftovers.is_empty() {
         return Ok(if is_empty_object(&sent) { Json::default() } else { sent });
     }
-    let mut taken: HashSet<Cow<'_, str>> = HashSet::new();
-    if let Some(field) = properties {
-        let inner = Checked::by_parser(field.value).fields();
-        let inner = inner.ok_or_else(|| field.invalid("holds a name that is no text"))?;
-        taken.extend(inner.into_iter().map(|inner| inner.name));
-    }
-
-    let mut repeats: HashMap<&str, usize> = HashMap::new();
+    let inner = match properties {
+        Some(field) => {
+            let inner = Checked::by_parser(field.value).fields();
+            inner.ok_or_else(|| field.invalid("holds a name that is no text"))?
+        }
+        None => Vec::new(),
+    };
     let size = sent.len() + leftovers.iter().map(|field| field.name.len() + field.value.len() + 16).sum::<usize>();
     let mut joined = String::with_capacity(size);
     joined.push_str(sent.strip_suffix('}').unwrap_or("{"));
+    let mut write = |name: &Cow<'_, str>, field: &Field<'a>| {
+        if !joined.trim_ascii_end().ends_with('{') {
+            joined.push(',');
+        }
+        match name {
+            // As it stands in the event, where it needed no escape.
+            Cow::Borrowed(name) => joined.extend(["\"", name, "\""]),
+            Cow::Owned(name) => joined.push_str(&serde_json::to_string(name).map_err(|error| field.invalid(error))?),
+        }
+        joined.push(':');
+        joined.push_str(&one_line(field.value));
+        Ok(())
+    };
+    if all_differ(&inner, leftovers) {
+        leftovers.iter().try_for_each(|field| write(&field.name, field))?;
+    } else {
+        rename(&inner, leftovers, write)?;
+    }
+    joined.push('}');
+    Ok(Json(Cow::Owned(joined)))
+}
+
+/// Whether no name stands twice, as far as that is seen without a table: of few names, which is the common case.
+fn all_differ(inner: &[Field<'_>], leftovers: &[&Field<'_>]) -> bool {
+    let differs = |(place, field): (usize, &&Field<'_>)| {
+        let before = leftovers.iter().take(place).copied().chain(inner);
+        before.into_iter().all(|other| other.name != field.name)
+    };
+    inner.len() + leftovers.len() <= FEW && leftovers.iter().enumerate().all(differs)
+}
+
+/// Gives each of `leftovers` to `write` with a name that no other has.
+fn rename<'a>(
+    inner: &[Field<'_>],
+    leftovers: &[&Field<'a>],
+    mut write: impl FnMut(&Cow<'_, str>, &Field<'a>) -> Result<(), EventError>,
+) -> Result<(), EventError> {
+    let mut taken: HashSet<Cow<'_, str>> = inner.iter().map(|inner| inner.name.clone()).collect();
+    let mut repeats: HashMap<&str, usize> = HashMap::new();
     for field in leftovers {
         let mut name = field.name.clone();
         while taken.contains(&name) {
@@ -42,16 +83,10 @@ pub(super) fn join<'a>(properties: Option<&Field<'a>>, leftovers: &[Field<'a>]) 
                 count => Cow::Owned(format!("event.{}.{count}", field.name)),
             };
         }
-        if !joined.trim_ascii_end().ends_with('{') {
-            joined.push(',');
-        }
-        joined.push_str(&serde_json::to_string(&name).map_err(|error| field.invalid(error))?);
-        joined.push(':');
-        joined.push_str(&one_line(field.value));
+        write(&name, field)?;
         taken.insert(name);
     }
-    joined.push('}');
-    Ok(Json(Cow::Owned(joined)))
+    Ok(())
 }
 
 fn is_empty_object(object: &str) -> bool {

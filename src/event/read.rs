@@ -70,19 +70,19 @@ pub struct Acceptance {
     pub latest_ms: i64,
 }
 
-/// Reads one event. The id is returned even with an error where it could be read, so that the sender finds the event.
-///
-/// # Errors
-/// [`EventError`] names the first thing that is wrong with the event.
-pub fn read_checked<'a>(
+/// Reads one event of which `fields` were found already, if any are. The id is returned even with an error where it could be
+/// read.
+pub(super) fn read_checked<'a>(
     json: Checked<'a>,
+    fields: &[Field<'a>],
     acceptance: &Acceptance,
     types: &Types,
 ) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
-    read_with_id(json, acceptance, types).map(|(_, row)| row)
+    read_with_id(json, fields, acceptance, types).map(|(_, row)| row)
 }
 
-/// [`read_checked`] of a text that nobody has parsed.
+/// Reads one event, a text that nobody has parsed. The id is returned even with an error where it could be read, so that the
+/// sender finds the event.
 ///
 /// # Errors
 /// [`EventError`] names the first thing that is wrong with the event.
@@ -92,7 +92,7 @@ pub fn read<'a>(
     types: &Types,
 ) -> Result<EventRow<'a>, (Option<EventId>, EventError)> {
     let json = check(json, acceptance).map_err(|error| (None, error))?;
-    read_checked(json, acceptance, types)
+    read_checked(json, &[], acceptance, types)
 }
 
 fn check<'a>(json: &'a str, acceptance: &Acceptance) -> Result<Checked<'a>, EventError> {
@@ -115,11 +115,18 @@ fn not_an_object() -> EventError {
 /// The event, with its id as its sender gave it.
 fn read_with_id<'a>(
     json: Checked<'a>,
+    fields: &[Field<'a>],
     acceptance: &Acceptance,
     types: &Types,
 ) -> Result<(Option<EventId>, EventRow<'a>), (Option<EventId>, EventError)> {
     within_limit(json.text(), acceptance).map_err(|error| (None, error))?;
-    let fields = json.fields().ok_or_else(|| (None, not_an_object()))?;
+    let found;
+    let fields = if fields.is_empty() {
+        found = json.fields().ok_or_else(|| (None, not_an_object()))?;
+        &found
+    } else {
+        fields
+    };
     let id = fields.iter().find(|field| field.name == "id").and_then(|field| event_id(field).ok().flatten());
     read_fields(fields, id, acceptance, types).map(|row| (id, row)).map_err(|error| (id, error))
 }
@@ -137,7 +144,7 @@ pub fn read_again<'a>(
     kind: &str,
 ) -> Result<EventRow<'a>, EventError> {
     let json = check(json, acceptance)?;
-    let (sent, mut row) = read_with_id(json, acceptance, types).map_err(|(_, error)| error)?;
+    let (sent, mut row) = read_with_id(json, &[], acceptance, types).map_err(|(_, error)| error)?;
     if *row.kind != *kind {
         return Err(EventError::invalid("type", format_args!("was {kind:?} and must stay so")));
     }
@@ -149,12 +156,12 @@ pub fn read_again<'a>(
 }
 
 fn read_fields<'a>(
-    fields: Vec<Field<'a>>,
+    fields: &[Field<'a>],
     id: Option<EventId>,
     acceptance: &Acceptance,
     types: &Types,
 ) -> Result<EventRow<'a>, EventError> {
-    let (mut kind, name) = event_kind(&fields, types)?;
+    let (mut kind, name) = event_kind(fields, types)?;
     let mut row = EventRow::new(acceptance.tenant_id, id.unwrap_or_else(|| EventId(Uuid::now_v7())), name);
     row.received_at_ms = acceptance.received_at_ms;
     row.expires_at = acceptance.expires_at;
@@ -181,11 +188,11 @@ fn read_fields<'a>(
             continue;
         }
         if common.is_none() {
-            kind.set(&field)?;
+            kind.set(field)?;
         } else if field.name == "properties" {
             sent_properties = Some(field);
-        } else {
-            set_common(&mut row, &mut timestamp, &field, acceptance)?;
+        } else if id.is_none() || field.name != "id" {
+            set_common(&mut row, &mut timestamp, field, acceptance)?;
         }
     }
     row.timestamp_ms = timestamp.unwrap_or(acceptance.received_at_ms);
@@ -193,7 +200,7 @@ fn read_fields<'a>(
         row.path = path_of(&row.url);
     }
     kind.finish(&mut row)?;
-    row.properties = properties::join(sent_properties.as_ref(), &leftovers)?;
+    row.properties = properties::join(sent_properties, &leftovers)?;
     Ok(row)
 }
 
@@ -216,6 +223,7 @@ fn set_common<'a>(
     acceptance: &Acceptance,
 ) -> Result<(), EventError> {
     match field.name.as_ref() {
+        // It was read first, and is no id.
         "id" => drop(event_id(field)?),
         "tenant_id" => same_tenant(field, acceptance.tenant_id)?,
         "timestamp" => *timestamp = Some(timestamp_in_range(field, acceptance)?),

@@ -56,7 +56,7 @@ impl<'a> Checked<'a> {
 }
 
 /// The text of a string, borrowed unless it holds an escape.
-fn unquoted(string: &str) -> Option<Cow<'_, str>> {
+pub(super) fn unquoted(string: &str) -> Option<Cow<'_, str>> {
     let inner = string.strip_prefix('"')?.strip_suffix('"')?;
     if inner.contains('\\') { serde_json::from_str(string).ok() } else { Some(Cow::Borrowed(inner)) }
 }

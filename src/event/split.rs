@@ -8,56 +8,88 @@
 //! the well-known sums that find a byte in a word
 //! ([Bit Twiddling Hacks](https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord)).
 
-use super::scan::{Checked, space};
+use std::ops::Range;
+
+use super::{
+    field::Field,
+    scan::{Checked, space, unquoted},
+};
 
 /// How deep objects and arrays may stand in one another; deeper ones are the parser's.
 const DEPTH: usize = 64;
+/// So many fields are kept in memory beside a body: those of a thousand common events. Those of the others are found again.
+const FIELDS: usize = 16 << 10;
 
-/// The events of `text`, which is `{"events":[...]}`, an array, or one event; nothing when that is not certain, or they are
-/// none or more than `limit`.
-pub(super) fn events(text: &str, limit: usize) -> Option<Vec<Checked<'_>>> {
-    let bytes = text.as_bytes();
-    let begins = space(bytes, 0);
-    let mut events = None;
-    let ends = match bytes.get(begins)? {
-        b'[' => {
-            let (found, ends) = array(text, begins, limit)?;
-            events = Some(found);
-            ends
-        }
-        b'{' => members(bytes, begins, |name, at| match bytes.get(name)? {
-            br#""events""# if events.is_some() => None,
-            br#""events""# => {
-                let (found, ends) = array(text, at, limit)?;
-                events = Some(found);
-                Some(ends)
-            }
-            // It may spell the same.
-            name if name.contains(&b'\\') => None,
-            _ => value(bytes, at, DEPTH),
-        })?,
-        _ => return None,
-    };
-    if space(bytes, ends) != bytes.len() {
-        return None;
-    }
-    let events = events.unwrap_or_else(|| vec![Checked::by_parser(text)]);
-    (!events.is_empty()).then_some(events)
+/// A body that was split.
+#[derive(Debug, Default)]
+pub(super) struct Split<'a> {
+    /// The events, and where their fields stand in `fields`: nowhere, when they have none or are yet to be found.
+    pub events: Vec<(Checked<'a>, Range<usize>)>,
+    pub fields: Vec<Field<'a>>,
 }
 
-/// The items of the array at `at`, and where it ends.
-fn array(text: &str, at: usize, limit: usize) -> Option<(Vec<Checked<'_>>, usize)> {
-    let mut found = Vec::new();
-    let bytes = text.as_bytes();
-    let ends = items(bytes, at, |at| {
-        let ends = value(bytes, at, DEPTH)?;
-        if found.len() == limit {
+impl<'a> Split<'a> {
+    /// The events of `text`, which is `{"events":[...]}`, an array, or one event; nothing when that is not certain, or they
+    /// are none or more than `limit`.
+    pub fn of(text: &'a str, limit: usize) -> Option<Self> {
+        let bytes = text.as_bytes();
+        let begins = space(bytes, 0);
+        let (mut split, mut found) = (Self::default(), false);
+        let ends = match bytes.get(begins)? {
+            b'[' => {
+                found = true;
+                split.take_array(text, begins, limit)?
+            }
+            b'{' => members(bytes, begins, |name, at| match bytes.get(name)? {
+                br#""events""# if found => None,
+                br#""events""# => {
+                    found = true;
+                    split.take_array(text, at, limit)
+                }
+                // It may spell the same.
+                name if name.contains(&b'\\') => None,
+                _ => value(bytes, at, DEPTH),
+            })?,
+            _ => return None,
+        };
+        if space(bytes, ends) != bytes.len() {
             return None;
         }
-        found.push(Checked::by_parser(text.get(at..ends)?));
-        Some(ends)
-    })?;
-    Some((found, ends))
+        if !found {
+            split.events.push((Checked::by_parser(text), 0..0));
+        }
+        (!split.events.is_empty()).then_some(split)
+    }
+
+    /// Takes the items of the array at `at`; gives where it ends.
+    fn take_array(&mut self, text: &'a str, at: usize, limit: usize) -> Option<usize> {
+        let bytes = text.as_bytes();
+        items(bytes, at, |at| {
+            if self.events.len() == limit {
+                return None;
+            }
+            let (first, mut kept) = (self.fields.len(), true);
+            let ends = if bytes.get(at) == Some(&b'{') {
+                members(bytes, at, |name, at| {
+                    let ends = value(bytes, at, DEPTH)?;
+                    // A name that is no text is no reason to refuse the whole body.
+                    kept &= self.fields.len() < FIELDS;
+                    match unquoted(text.get(name)?) {
+                        Some(name) if kept => self.fields.push(Field { name, value: text.get(at..ends)? }),
+                        _ => kept = false,
+                    }
+                    Some(ends)
+                })?
+            } else {
+                value(bytes, at, DEPTH)?
+            };
+            if !kept {
+                self.fields.truncate(first);
+            }
+            self.events.push((Checked::by_parser(text.get(at..ends)?), first..self.fields.len()));
+            Some(ends)
+        })
+    }
 }
 
 /// Behind the value at `at`.
@@ -80,11 +112,7 @@ fn value(bytes: &[u8], at: usize, depth: usize) -> Option<usize> {
 }
 
 /// Behind the object at `at`; `each` is given where a name stands and where its value begins, and gives where that ends.
-fn members(
-    bytes: &[u8],
-    at: usize,
-    mut each: impl FnMut(std::ops::Range<usize>, usize) -> Option<usize>,
-) -> Option<usize> {
+fn members(bytes: &[u8], at: usize, mut each: impl FnMut(Range<usize>, usize) -> Option<usize>) -> Option<usize> {
     let mut at = space(bytes, at + 1);
     if bytes.get(at)? == &b'}' {
         return Some(at + 1);
@@ -191,7 +219,7 @@ fn plain(bytes: &[u8], mut at: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice, reason = "tests")]
 
     use proptest::prelude::*;
     use serde_json::value::RawValue;
@@ -205,7 +233,14 @@ mod tests {
     }
 
     fn split(text: &str) -> Option<Vec<String>> {
-        Some(events(text, 100)?.into_iter().map(|event| event.text().to_owned()).collect())
+        let Split { events, fields } = Split::of(text, 100)?;
+        for (event, places) in &events {
+            let found = event.fields().unwrap_or_default();
+            let same = |(one, other): (&Field<'_>, &Field<'_>)| one.name == other.name && one.value == other.value;
+            assert!(places.is_empty() || places.len() == found.len(), "{text}");
+            assert!(fields[places.clone()].iter().zip(&found).all(same), "{text}");
+        }
+        Some(events.into_iter().map(|(event, _)| event.text().to_owned()).collect())
     }
 
     #[test]
@@ -225,9 +260,21 @@ mod tests {
         ] {
             assert_eq!(split(left), None, "{left}");
         }
-        assert!(events("[1,2]", 2).is_some() && events("[1,2,3]", 2).is_none());
+        assert!(Split::of("[1,2]", 2).is_some() && Split::of("[1,2,3]", 2).is_none());
         let nested = |depth: usize| format!("[{}{}]", "[".repeat(depth), "]".repeat(depth));
         assert!(split(&nested(DEPTH)).is_some() && split(&nested(DEPTH + 1)).is_none());
+    }
+
+    #[test]
+    fn fields_are_kept_of_events_that_have_names_as_far_as_there_is_room() {
+        let places = |text: &str| -> Vec<usize> {
+            Split::of(text, 100).unwrap().events.into_iter().map(|(_, places)| places.len()).collect()
+        };
+        assert_eq!(places(r#"[{"a":1,"b":{"c":2}},{},7,{"\ud800":1,"d":2},{"\u0065":3}]"#), [2, 0, 0, 0, 1]);
+        let many = |count: usize| format!("{{{}}}", vec!["\"a\":1"; count].join(","));
+        let text = format!("[{},{},{},{}]", many(FIELDS - 2), many(2), many(1), many(2));
+        assert_eq!(places(&text), [FIELDS - 2, 2, 0, 0]);
+        assert_eq!(places(&format!("[{},{}]", many(FIELDS + 1), many(3))), [0, 3]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn properties(json: &str) -> Value {
 #[test]
 fn a_body_is_a_batch_an_array_or_one_event() {
     let split = |body: &'static str| {
-        Batch::parse(body.as_bytes(), 3).map(|batch| batch.events.into_iter().map(Checked::text).collect::<Vec<_>>())
+        Batch::parse(body.as_bytes(), 3).map(|batch| batch.events().map(|event| event.text()).collect::<Vec<_>>())
     };
     assert_eq!(split(r#"{"events":[{"a":1}, {"b":2}]}"#).unwrap(), [r#"{"a":1}"#, r#"{"b":2}"#]);
     assert_eq!(split(r#" [ {"a":1},7 ] "#).unwrap(), [r#"{"a":1}"#, "7"]);
@@ -305,8 +305,8 @@ proptest! {
     #[test]
     fn no_input_panics(body: Vec<u8>) {
         if let Ok(batch) = Batch::parse(&body, 100) {
-            for event in batch.events {
-                drop(read_checked(event, &acceptance(), &Types::default()));
+            for event in batch.events() {
+                drop(event.read(&acceptance(), &Types::default()));
             }
         }
     }

@@ -46,6 +46,24 @@ pub(super) enum Layout {
     Text,
 }
 
+impl Layout {
+    /// Moves `input` past a value, if it is one.
+    pub(super) fn check(self, input: &mut &[u8], column: &'static str) -> Result<(), BinaryError> {
+        match self {
+            Self::Fixed(_, width) => take(input, width, column).map(drop),
+            Self::Nullable(_, width) => match take(input, 1, column)? {
+                [0] => take(input, width, column).map(drop),
+                [1] => Ok(()),
+                _ => Err(BinaryError::InvalidValue { column }),
+            },
+            Self::Text => match std::str::from_utf8(take_string(input, column)?) {
+                Ok(_) => Ok(()),
+                Err(_) => Err(BinaryError::InvalidValue { column }),
+            },
+        }
+    }
+}
+
 /// A column being filled.
 enum Filling {
     Fixed { kind: &'static str, width: usize, values: Vec<u8> },

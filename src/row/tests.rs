@@ -19,6 +19,22 @@ fn sample() -> EventRow<'static> {
     row
 }
 
+/// What [`super::decode`] says; [`check`] says the same, of columns by the names that they have in the table.
+fn decode(encoded: &[u8]) -> Result<Row<'_>, BinaryError> {
+    let row = super::decode(encoded);
+    match (check(encoded), &row) {
+        (Ok(said), Ok(row)) => {
+            let table = if matches!(row, Row::Event(_)) { Table::Events } else { Table::Parked };
+            assert_eq!(said, (table, row.expires_at()));
+        }
+        (Err(said), Err(error)) => {
+            assert_eq!(said.to_string(), error.to_string().replace("column kind", "column type"));
+        }
+        (said, row) => panic!("{said:?}, {row:?}"),
+    }
+    row
+}
+
 fn origin() -> Origin {
     Origin { wal_id: WalId(Uuid::from_u128(9)), wal_seq: 42, wal_ordinal: 3, relayed_at_ms: 1_795_000_000_500 }
 }
@@ -135,6 +151,10 @@ fn what_is_not_a_row_is_refused_by_name() {
     assert_eq!(decode(&[9, 0]), Err(BinaryError::UnknownLayout { layout: 9 }));
     assert_eq!(decode(&bytes[..20]), Err(BinaryError::Truncated { column: "event_id" }));
     assert_eq!(decode(&bytes[..bytes.len() - 1]), Err(BinaryError::Truncated { column: "properties" }));
+    // The first byte of the type's name is no text of its own.
+    let mut wrong = bytes.clone();
+    wrong[54] = 0xff;
+    assert_eq!(decode(&wrong), Err(BinaryError::InvalidValue { column: "kind" }));
     bytes.push(0);
     assert_eq!(decode(&bytes), Err(BinaryError::TrailingBytes { count: 1 }));
 

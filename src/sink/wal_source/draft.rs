@@ -6,7 +6,7 @@ use crate::{
     dead_letters::{About, DeadLetter, DeadLetters, Form, Stage},
     error_chain::chain,
     ids::{WalId, WalSeq},
-    row::{self, BinaryError, Columns, Filler, Origin, Position, Row, Table},
+    row::{self, BinaryError, Columns, Filler, Origin, Position, Table},
     sink::source::RangeLimits,
     wal::{self, Record},
 };
@@ -147,9 +147,8 @@ impl Draft {
                     break;
                 }
             };
-            let (table, expires_at) = match row::decode(encoded) {
-                Ok(Row::Event(event)) => (Table::Events, event.expires_at),
-                Ok(Row::Parked(parked)) => (Table::Parked, parked.expires_at),
+            let (table, expires_at) = match row::check(encoded) {
+                Ok(row) => row,
                 Err(error) => {
                     keep(letters, record, ordinal, &error, (Form::Row, encoded))?;
                     continue;

@@ -50,6 +50,18 @@ impl Cpu {
     }
 }
 
+/// CPU seconds of the process `id` until now, its children's not counted.
+pub fn cpu_of(id: u32) -> Option<f64> {
+    process(id).map(|process| process.cpu.as_secs_f64())
+}
+
+/// CPU seconds of the children of the process `id` that live.
+pub fn children_cpu(id: u32) -> f64 {
+    let Cpu(processes) = Cpu::now(Some(id));
+    let children = processes.values().filter(|process| process.parent == id);
+    children.map(|process| process.cpu.as_secs_f64()).sum()
+}
+
 fn process(id: u32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // The name is in parentheses and may hold some itself.
@@ -102,6 +114,39 @@ pub struct Report {
 #[expect(clippy::cast_precision_loss, reason = "numbers for people")]
 pub fn real(number: u64) -> f64 {
     number as f64
+}
+
+/// Three significant digits at least, thousands apart.
+pub fn shown(value: f64) -> String {
+    let decimals = match value.abs() {
+        large if large >= 100.0 => 0,
+        middle if middle >= 10.0 => 1,
+        small if small >= 0.1 || small == 0.0 => 2,
+        _ => 4,
+    };
+    let text = format!("{value:.decimals$}");
+    let (whole, rest) = text.split_once('.').map_or((text.as_str(), String::new()), |(w, r)| (w, format!(".{r}")));
+    let mut spaced = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) && digit.is_ascii_digit() && !spaced.ends_with('-') {
+            spaced.push(',');
+        }
+        spaced.push(digit);
+    }
+    spaced + &rest
+}
+
+/// A whole number, thousands apart.
+pub fn shown_whole(number: u64) -> String {
+    let digits = number.to_string();
+    let mut spaced = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            spaced.push(',');
+        }
+        spaced.push(digit);
+    }
+    spaced
 }
 
 impl Report {

@@ -1,6 +1,7 @@
 //! A folder, ports and processes of one measurement. All of it ends with it; everything is on loopback.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -16,15 +17,25 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use load::{body, verify::ClickHouse};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::options::{DEDUP_IDS, Options, TENANTS};
+use crate::{
+    body,
+    stats::{children_cpu, cpu_of},
+    verify::ClickHouse,
+};
+
+/// Ids in the engine's dedup window.
+const DEDUP_IDS: u64 = 1_000_000;
 
 /// How long a process may take to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a command of the engine may take.
+const COMMAND: Duration = Duration::from_secs(600);
 
 /// Where the engine's events go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +44,75 @@ pub enum Sink {
     Embedded,
     /// The same, through a broker.
     Broker,
+    /// Through a broker, by two processes as on two nodes: one takes events, the other stores them.
+    Split,
     /// Into the same ClickHouse as a server of its own, which can be away.
     Apart,
+}
+
+impl Sink {
+    fn has_broker(self) -> bool {
+        matches!(self, Self::Broker | Self::Split)
+    }
+}
+
+/// What a rig is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The engine.
+    pub program: PathBuf,
+    /// The broker Tansu.
+    pub tansu: Option<PathBuf>,
+    /// Where its folder is made.
+    pub dir: PathBuf,
+    pub tenants: u32,
+    /// Variables of the engine's environment beside those that every rig gives.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+/// CPU seconds of a rig's processes so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// The engine that takes events.
+    pub engine: f64,
+    /// With [`Sink::Split`] the engine that stores them.
+    pub sink: f64,
+    pub clickhouse: f64,
+    pub broker: f64,
+}
+
+impl Spent {
+    /// What was spent after `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            engine: self.engine - before.engine,
+            sink: self.sink - before.sink,
+            clickhouse: self.clickhouse - before.clickhouse,
+            broker: self.broker - before.broker,
+        }
+    }
+}
+
+/// An engine's metrics: the sum over each name's series.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    fn parse(text: &str) -> Self {
+        let mut sums = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((series, value)) = line.rsplit_once(' ') else { continue };
+            let name = series.split('{').next().unwrap_or(series);
+            *sums.entry(name.to_owned()).or_insert(0.0) += value.parse::<f64>().unwrap_or(0.0);
+        }
+        Self(sums)
+    }
+
+    /// Zero for one that is not there.
+    pub fn of(&self, name: &str) -> f64 {
+        self.0.get(name).copied().unwrap_or(0.0)
+    }
 }
 
 /// A process that ends with its handle.
@@ -109,11 +187,13 @@ pub fn free_port() -> anyhow::Result<u16> {
 pub struct Rig {
     // Processes before the folder that they are in: dropped in this order.
     engine: Option<Process>,
+    second: Option<Process>,
     server: Option<Process>,
     broker: Option<Process>,
-    program: PathBuf,
+    setup: Setup,
     sink: Sink,
     pub api: SocketAddr,
+    second_port: u16,
     clickhouse: u16,
     broker_port: u16,
     client: Client<HttpConnector, Empty<Bytes>>,
@@ -121,30 +201,31 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// An empty folder, the tenants' file, and with [`Sink::Broker`] the broker; no engine yet.
-    pub fn new(options: &Options, program: &Path, sink: Sink) -> anyhow::Result<Self> {
-        let home = TempDir::new_in(&options.dir).context("no folder for the measurement")?;
-        // One more than the load has, for the probe.
-        fs::write(home.path().join("tenants.toml"), body::tenant_config(TENANTS + 1))?;
-        let (api, clickhouse, broker_port) = (free_port()?, free_port()?, free_port()?);
-        let broker = match (sink, &options.tansu) {
-            (Sink::Broker, Some(tansu)) => {
+    /// An empty folder, the tenants' file, and with a broker the broker; no engine yet.
+    pub fn new(setup: Setup, sink: Sink) -> anyhow::Result<Self> {
+        let home = TempDir::new_in(&setup.dir).context("no folder for the measurement")?;
+        fs::write(home.path().join("tenants.toml"), body::tenant_config(setup.tenants))?;
+        let (api, second_port, clickhouse, broker_port) = (free_port()?, free_port()?, free_port()?, free_port()?);
+        let broker = match &setup.tansu {
+            _ if !sink.has_broker() => None,
+            None => bail!("say where the broker is: --tansu"),
+            Some(tansu) => {
                 let url = format!("tcp://127.0.0.1:{broker_port}");
                 let mut command = Command::new(tansu);
                 command.args(["broker", "--storage-engine", "memory://tansu/"]);
                 command.args(["--listener-url", &url, "--advertised-listener-url", &url]);
                 Some(Process::start(command, "tansu", home.path())?)
             }
-            (Sink::Broker, None) => bail!("say where the broker is: --tansu"),
-            _ => None,
         };
         Ok(Self {
             engine: None,
+            second: None,
             server: None,
             broker,
-            program: program.to_owned(),
+            setup,
             sink,
             api: (Ipv4Addr::LOCALHOST, api).into(),
+            second_port,
             clickhouse,
             broker_port,
             client: Client::builder(TokioExecutor::new()).build_http(),
@@ -158,48 +239,66 @@ impl Rig {
         Ok(ClickHouse::new(url, "overwatch".to_owned(), None))
     }
 
-    /// Starts the engine's process.
-    pub fn spawn_engine(&mut self) -> anyhow::Result<()> {
+    /// The engine with its environment, which a setting that is tried out may come from; these are fixed.
+    fn command(&self, port: u16, data: &str) -> Command {
         let home = self.home.path();
-        let mut command = Command::new(&self.program);
-        // The environment goes on to the engine, so that a setting can be tried out; these are fixed.
+        let mut command = Command::new(&self.setup.program);
         command
             .env("INGESTION_HOST", "127.0.0.1")
-            .env("INGESTION_PORT", self.api.port().to_string())
+            .env("INGESTION_PORT", port.to_string())
             .env("INGESTION_SERVER_ADMIN_LISTEN", "")
-            .env("INGESTION_DATA_DIR", home.join("data"))
+            .env("INGESTION_DATA_DIR", home.join(data))
             .env("INGESTION_AUTH_TENANTS_FILE", home.join("tenants.toml"))
             .env("INGESTION_CLICKHOUSE_EMBEDDED_PORT", self.clickhouse.to_string())
             .env("INGESTION_LOG_LEVEL", "warn")
+            // No figure is of a log that does not sync.
+            .env("INGESTION_WAL_DURABILITY", "fsync")
             // The load is larger than what a tenant may send by default.
             .env("INGESTION_QUOTA_EVENTS_PER_SECOND", "0")
             .env("INGESTION_QUOTA_BYTES_PER_SECOND", "0")
             .env("INGESTION_DEDUP_MAX_IDS", DEDUP_IDS.to_string());
-        match self.sink {
-            Sink::Embedded => {}
-            Sink::Broker => {
-                command
-                    .env("INGESTION_REDPANDA_BROKERS", format!("127.0.0.1:{}", self.broker_port))
-                    .env("INGESTION_REDPANDA_REPLICATION_FACTOR", "1")
-                    .env("INGESTION_REDPANDA_MIN_INSYNC_REPLICAS", "1");
-            }
-            Sink::Apart => {
-                command.env("INGESTION_CLICKHOUSE_URL", format!("http://127.0.0.1:{}", self.clickhouse));
-            }
+        if self.sink.has_broker() {
+            command
+                .env("INGESTION_REDPANDA_BROKERS", format!("127.0.0.1:{}", self.broker_port))
+                .env("INGESTION_REDPANDA_REPLICATION_FACTOR", "1")
+                .env("INGESTION_REDPANDA_MIN_INSYNC_REPLICAS", "1");
         }
-        self.engine = Some(Process::start(command, "engine", home)?);
+        if self.sink == Sink::Apart {
+            command.env("INGESTION_CLICKHOUSE_URL", format!("http://127.0.0.1:{}", self.clickhouse));
+        }
+        command.envs(self.setup.settings.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Starts the engine's process, or with [`Sink::Split`] both of them.
+    pub fn spawn_engine(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command(self.api.port(), "data");
+        if self.sink == Sink::Split {
+            command.env("INGESTION_ROLES", "api");
+            let mut second = self.command(self.second_port, "data-sink");
+            second.env("INGESTION_ROLES", "sink");
+            self.second = Some(Process::start(second, "sink", self.home.path())?);
+        }
+        self.engine = Some(Process::start(command, "engine", self.home.path())?);
         Ok(())
     }
 
     /// Starts the engine and waits until it takes events and, unless ClickHouse is apart, stores them.
     pub async fn start_engine(&mut self) -> anyhow::Result<()> {
         self.spawn_engine()?;
-        let path = if self.sink == Sink::Apart { "/health/ready" } else { "/health" };
         let deadline = Instant::now() + PATIENCE;
+        let (stores, port) = match self.sink {
+            Sink::Apart => (false, self.api.port()),
+            Sink::Split => (true, self.second_port),
+            Sink::Embedded | Sink::Broker => (true, self.api.port()),
+        };
         loop {
-            if let Some((200, body)) = self.get(self.api.port(), path).await
-                && (self.sink == Sink::Apart || is_up(&body))
-            {
+            let ready = matches!(self.get(self.api.port(), "/health/ready").await, Some((200, _)));
+            let stored = match self.get(port, "/health").await {
+                Some((200, body)) => is_up(&body),
+                _ => false,
+            };
+            if ready && (stored || !stores) {
                 return Ok(());
             }
             self.check(deadline, "the engine is not ready")?;
@@ -222,7 +321,7 @@ impl Rig {
 
     /// Starts ClickHouse as a server of its own and waits until it answers.
     pub async fn start_clickhouse(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.setup.program);
         command.arg("clickhouse").arg("--path").arg(self.home.path().join("clickhouse"));
         command.arg("--port").arg(self.clickhouse.to_string());
         self.server = Some(Process::start(command, "clickhouse", self.home.path())?);
@@ -246,7 +345,7 @@ impl Rig {
 
     /// Stops the engine, and ClickHouse with it, in order: what comes next finds the machine idle.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        for process in [self.engine.take(), self.server.take()].into_iter().flatten() {
+        for process in [self.engine.take(), self.second.take(), self.server.take()].into_iter().flatten() {
             process.stop().await?;
         }
         Ok(())
@@ -257,13 +356,54 @@ impl Rig {
         self.engine.as_ref().map(Process::id)
     }
 
+    /// What the processes have spent by now.
+    pub fn spent(&self) -> Spent {
+        let own = |process: &Option<Process>| process.as_ref().and_then(|process| cpu_of(process.id())).unwrap_or(0.0);
+        let children = |process: &Option<Process>| process.as_ref().map_or(0.0, |process| children_cpu(process.id()));
+        Spent {
+            engine: own(&self.engine),
+            sink: own(&self.second),
+            clickhouse: own(&self.server) + children(&self.engine) + children(&self.second),
+            broker: own(&self.broker),
+        }
+    }
+
+    /// The broker's process.
+    pub fn broker(&self) -> Option<u32> {
+        self.broker.as_ref().map(Process::id)
+    }
+
+    /// The engine's metrics, with [`Sink::Split`] those of both.
+    pub async fn metrics(&self) -> anyhow::Result<Metrics> {
+        let mut text = String::new();
+        let second = self.second.as_ref().map(|_| self.second_port);
+        for port in [Some(self.api.port()), second].into_iter().flatten() {
+            let Some((200, body)) = self.get(port, "/metrics").await else { bail!("the engine has no metrics") };
+            text.push_str(&String::from_utf8_lossy(&body));
+        }
+        Ok(Metrics::parse(&text))
+    }
+
+    /// What `ingestion-engine ledger` says while the engine runs; an error when the books do not balance.
+    pub async fn ledger(&self) -> anyhow::Result<Value> {
+        let mut command = self.command(self.api.port(), "data");
+        command.args(["ledger", "--json"]).stdin(Stdio::null());
+        let mut command = tokio::process::Command::from(command);
+        command.kill_on_drop(true);
+        let output = timeout(COMMAND, command.output()).await.context("the ledger took too long")??;
+        if !output.status.success() {
+            bail!("the ledger does not balance: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        serde_json::from_slice(&output.stdout).context("the ledger is no JSON")
+    }
+
     /// Bytes of the records' files of the engine's log: without its reserve, marks and books.
     pub fn wal_bytes(&self) -> u64 {
         folder_bytes(&self.home.path().join("data/wal/log"))
     }
 
     fn check(&mut self, deadline: Instant, what: &str) -> anyhow::Result<()> {
-        for process in [&mut self.engine, &mut self.server, &mut self.broker].into_iter().flatten() {
+        for process in [&mut self.engine, &mut self.second, &mut self.server, &mut self.broker].into_iter().flatten() {
             process.check()?;
         }
         if Instant::now() > deadline {

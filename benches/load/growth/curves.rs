@@ -1,0 +1,228 @@
+//! The curves in words: a table of each, whether it is flat, and if not why.
+
+use std::fmt::Write as _;
+
+use load::stats::shown;
+
+use crate::{
+    points::Dimension,
+    results::{Curve, Document, Measured},
+};
+
+/// A curve that stays within this ratio, from its least to its most, is flat: what runs of the same point differ by on a
+/// machine that others share.
+const FLAT: f64 = 1.25;
+
+/// A figure of a table: its key, or one made of several, and its head.
+type Column = (&'static str, &'static str);
+
+impl Dimension {
+    /// What grows, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Tenants => "Tenants",
+            Self::Depth => "Bytes in the log, ClickHouse away",
+            Self::Partitions => "Partitions, through a broker",
+            Self::Batch => "Events in a request",
+            Self::Connections => "Connections",
+            Self::Size => "Size of an event",
+            Self::Mix => "Types of events",
+        }
+    }
+
+    /// What of it the table shows beside cost and rate.
+    fn columns(self) -> &'static [Column] {
+        match self {
+            Self::Tenants => {
+                &[("tenants_seen", "tenants that sent"), ("memory_idle", "MiB before"), ("memory", "MiB at most")]
+            }
+            Self::Depth => &[
+                ("ack_p99", "ack p99, ms"),
+                ("memory", "MiB"),
+                ("ready", "kill -9 to ready, s"),
+                ("memory_started", "MiB then"),
+            ],
+            Self::Partitions => &[
+                ("sink_cpu", "sink s/M"),
+                ("messages", "messages an event"),
+                ("rows_per_insert", "rows an insert"),
+                ("inserts", "inserts/s"),
+            ],
+            Self::Batch | Self::Connections => &[
+                ("ack_p50", "ack p50, ms"),
+                ("ack_p99", "ack p99, ms"),
+                ("commits", "fsyncs/s"),
+                ("rows_per_insert", "rows an insert"),
+                ("memory", "MiB at most"),
+            ],
+            Self::Size => &[
+                ("engine_gb", "engine s/GB"),
+                ("clickhouse_gb", "ClickHouse s/GB"),
+                ("log_bytes", "log B an event"),
+                ("stored_bytes", "stored B an event"),
+            ],
+            Self::Mix => &[
+                ("body_bytes", "body B an event"),
+                ("log_bytes", "log B an event"),
+                ("stored_bytes", "stored B an event"),
+            ],
+        }
+    }
+
+    /// Why a curve that is not flat has its slope.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Tenants => {
+                "A request is of one tenant, and so is a record of the log: a tenant is a look-up, whatever their number. \
+                 ClickHouse has more to do the more tenants an insert has, because the views keep a row for each tenant, type \
+                 and minute (and path and day), which are then as many as events."
+            }
+            Self::Depth => {
+                "The log is a row of generations of which only the last is written; those before it are closed files. A start \
+                 opens the last one alone."
+            }
+            Self::Partitions => {
+                "A message holds events of one request and one partition, so that a request of b events becomes up to min(b, \
+                 partitions) messages, each of which is produced, acknowledged, fetched and decoded by itself; and an insert \
+                 holds rows of one partition, so that there are more and smaller inserts, each of which makes a part in the \
+                 table and in each of the views' three targets."
+            }
+            Self::Batch => {
+                "What a request costs (its head, key, quota, answer, and system calls at both ends) is shared by its events: \
+                 the cost is a + b / batch."
+            }
+            Self::Connections => {
+                "With few connections few requests wait for the same fsync, and an insert, which goes out after half a second at \
+                 the latest, has fewer rows: fsyncs, inserts and what runs by the clock are shared by fewer events. More \
+                 connections than that change nothing but memory: an event waits longer for its turn."
+            }
+            Self::Size => {
+                "Bytes are read, checked, compressed, written, compressed again for ClickHouse, and sorted and merged there; \
+                 the cost of an event is a + b times its size, and that of a byte falls."
+            }
+            Self::Mix => {
+                "Types differ in how many fields they have to check and store: a performance event has eight numbers, each a \
+                 column of its own, and goes into a view with quantiles; custom ones have nested properties. All together \
+                 cost their weighted mean."
+            }
+        }
+    }
+}
+
+/// A figure, or one that is made of others.
+pub fn value(point: &Measured, key: &str) -> Option<f64> {
+    let per_gigabyte = |key: &str| Some(point.median(key)? * 1e3 / point.median("body_bytes")?);
+    match key {
+        "engine_gb" => per_gigabyte("engine_cpu"),
+        "clickhouse_gb" => per_gigabyte("clickhouse_cpu"),
+        _ => point.median(key),
+    }
+}
+
+/// All curves as Markdown.
+pub fn text(document: &Document) -> String {
+    let mut text = String::new();
+    for (dimension, curve) in Dimension::ALL.into_iter().filter_map(|one| Some((one, document.curve(one)?))) {
+        // Writing to a String cannot fail.
+        writeln!(text, "\n### {}\n", dimension.title()).unwrap_or(());
+        text += &table(dimension, curve);
+        writeln!(text, "\n{}", sentence(dimension, curve)).unwrap_or(());
+        for left_out in curve.left_out.iter().chain(&curve.failed) {
+            writeln!(text, "Not measured: {left_out}.").unwrap_or(());
+        }
+    }
+    text
+}
+
+fn table(dimension: Dimension, curve: &Curve) -> String {
+    let usual = [("rate", "events/s"), ("engine_cpu", "engine s/M"), ("clickhouse_cpu", "ClickHouse s/M")];
+    let columns = usual.iter().chain(dimension.columns());
+    let columns: Vec<&Column> =
+        columns.filter(|(key, _)| curve.points.iter().any(|point| value(point, key).is_some())).collect();
+    let heads: Vec<&str> = columns.iter().map(|(_, head)| *head).collect();
+    let mut text = format!("| | {} |\n|---|{}\n", heads.join(" | "), "--:|".repeat(heads.len()));
+    for point in &curve.points {
+        let cells = columns.iter().map(|(key, _)| value(point, key).map_or_else(|| "–".to_owned(), shown));
+        let cells: Vec<String> = cells.collect();
+        writeln!(text, "| {} | {} |", point.label, cells.join(" | ")).unwrap_or(());
+    }
+    text
+}
+
+/// Whether it is flat, and why not.
+fn sentence(dimension: Dimension, curve: &Curve) -> String {
+    let names = [("engine_cpu", "Engine"), ("sink_cpu", "Sink"), ("clickhouse_cpu", "ClickHouse")];
+    let slopes: Vec<Slope> = names.iter().filter_map(|(key, name)| Slope::of(curve, key, name)).collect();
+    let words: Vec<String> = slopes.iter().map(Slope::words).collect();
+    let words = words.join(" ");
+    if slopes.iter().all(Slope::is_flat) { words } else { format!("{words} {}", dimension.reason()) }
+}
+
+/// From the least to the most of a curve.
+struct Slope<'a> {
+    name: &'a str,
+    least: (&'a str, f64),
+    most: (&'a str, f64),
+}
+
+impl<'a> Slope<'a> {
+    fn of(curve: &'a Curve, key: &str, name: &'a str) -> Option<Self> {
+        let points = curve.points.iter().filter_map(|point| Some((point.label.as_str(), point.median(key)?)));
+        let least = points.clone().min_by(|one, other| one.1.total_cmp(&other.1))?;
+        let most = points.max_by(|one, other| one.1.total_cmp(&other.1))?;
+        (least.1 > 0.0).then_some(Self { name, least, most })
+    }
+
+    fn ratio(&self) -> f64 {
+        self.most.1 / self.least.1
+    }
+
+    fn is_flat(&self) -> bool {
+        self.ratio() <= FLAT
+    }
+
+    fn words(&self) -> String {
+        let Self { name, least, most } = self;
+        if self.is_flat() {
+            return format!("{name}: flat ({} to {} s a million).", shown(least.1), shown(most.1));
+        }
+        format!(
+            "{name}: from {} s a million ({}) to {} ({}), a factor of {:.1}.",
+            shown(least.1),
+            least.0,
+            shown(most.1),
+            most.0,
+            self.ratio()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::sentence;
+    use crate::{
+        points::Dimension,
+        results::{Curve, Figure, Measured},
+    };
+
+    fn curve(costs: &[f64]) -> Curve {
+        let points = costs.iter().map(|cost| Measured {
+            x: 1.0,
+            label: cost.to_string(),
+            figures: BTreeMap::from([(
+                "engine_cpu".to_owned(),
+                Figure { median: *cost, least: *cost, most: *cost, samples: vec![*cost] },
+            )]),
+        });
+        Curve { points: points.collect(), ..Curve::default() }
+    }
+
+    #[test]
+    fn a_curve_is_flat_or_has_a_reason() {
+        assert_eq!(sentence(Dimension::Depth, &curve(&[5.0, 5.5, 5.2])), "Engine: flat (5.00 to 5.50 s a million).");
+        let steep = sentence(Dimension::Batch, &curve(&[40.0, 8.0]));
+        assert!(steep.starts_with("Engine: from 8.00 s a million (8) to 40.0 (40), a factor of 5.0. What"), "{steep}");
+    }
+}

@@ -5,6 +5,8 @@
 pub mod body;
 pub mod client;
 pub mod machine;
+pub mod meter;
+pub mod process;
 pub mod rig;
 pub mod sending;
 pub mod stats;

@@ -2,11 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    fs, io,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -17,22 +16,20 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     body,
+    meter::Meter,
+    process::{PATIENCE, Process, free_port},
     stats::{children_cpu, cpu_of},
     verify::ClickHouse,
 };
 
 /// Ids in the engine's dedup window.
 const DEDUP_IDS: u64 = 1_000_000;
-
-/// How long a process may take to start, and to stop.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a command of the engine may take.
 const COMMAND: Duration = Duration::from_secs(600);
@@ -115,74 +112,6 @@ impl Metrics {
     }
 }
 
-/// A process that ends with its handle.
-pub struct Process {
-    child: Child,
-    name: &'static str,
-    log: PathBuf,
-}
-
-impl Process {
-    /// Starts `command`, whose output goes into the folder `home`.
-    pub fn start(mut command: Command, name: &'static str, home: &Path) -> anyhow::Result<Self> {
-        let log = home.join(format!("{name}.log"));
-        let file = File::options().create(true).append(true).open(&log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        Ok(Self { child, name, log })
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// An error when it has ended.
-    fn check(&mut self) -> anyhow::Result<()> {
-        if let Some(status) = self.child.try_wait()? {
-            let log = fs::read_to_string(&self.log).unwrap_or_default();
-            let last: Vec<&str> = log.lines().rev().take(20).collect();
-            let last: Vec<&str> = last.into_iter().rev().collect();
-            bail!("{} has ended ({status}):\n{}", self.name, last.join("\n"));
-        }
-        Ok(())
-    }
-
-    /// kill -9.
-    pub fn kill(mut self) -> io::Result<()> {
-        self.child.kill()?;
-        self.child.wait().map(|_| ())
-    }
-
-    /// Asks it to end and waits until it has.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(id) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            kill_process(id, Signal::TERM).with_context(|| format!("cannot stop {}", self.name))?;
-        }
-        let deadline = Instant::now() + PATIENCE;
-        while self.child.try_wait()?.is_none() {
-            if Instant::now() > deadline {
-                bail!("{} does not stop", self.name);
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended already.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// A port that nobody listens on.
-pub fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    Ok(listener.local_addr()?.port())
-}
-
 /// What one measurement runs on.
 pub struct Rig {
     // Processes before the folder that they are in: dropped in this order.
@@ -190,6 +119,8 @@ pub struct Rig {
     second: Option<Process>,
     server: Option<Process>,
     broker: Option<Process>,
+    /// Between the broker and the engines, with [`Sink::Split`].
+    meter: Option<Meter>,
     setup: Setup,
     sink: Sink,
     pub api: SocketAddr,
@@ -206,14 +137,19 @@ impl Rig {
         let home = TempDir::new_in(&setup.dir).context("no folder for the measurement")?;
         fs::write(home.path().join("tenants.toml"), body::tenant_config(setup.tenants))?;
         let (api, second_port, clickhouse, broker_port) = (free_port()?, free_port()?, free_port()?, free_port()?);
+        let mut meter = None;
         let broker = match &setup.tansu {
             _ if !sink.has_broker() => None,
             None => bail!("say where the broker is: --tansu"),
             Some(tansu) => {
-                let url = format!("tcp://127.0.0.1:{broker_port}");
+                let url = |port: u16| format!("tcp://127.0.0.1:{port}");
+                let listens_on = if sink == Sink::Split { free_port()? } else { broker_port };
+                if sink == Sink::Split {
+                    meter = Some(Meter::start(broker_port, listens_on)?);
+                }
                 let mut command = Command::new(tansu);
                 command.args(["broker", "--storage-engine", "memory://tansu/"]);
-                command.args(["--listener-url", &url, "--advertised-listener-url", &url]);
+                command.args(["--listener-url", &url(listens_on), "--advertised-listener-url", &url(broker_port)]);
                 Some(Process::start(command, "tansu", home.path())?)
             }
         };
@@ -222,6 +158,7 @@ impl Rig {
             second: None,
             server: None,
             broker,
+            meter,
             setup,
             sink,
             api: (Ipv4Addr::LOCALHOST, api).into(),
@@ -368,9 +305,9 @@ impl Rig {
         }
     }
 
-    /// The broker's process.
-    pub fn broker(&self) -> Option<u32> {
-        self.broker.as_ref().map(Process::id)
+    /// Bytes to the broker and from it so far, with [`Sink::Split`].
+    pub fn broker_bytes(&self) -> (u64, u64) {
+        self.meter.as_ref().map_or((0, 0), Meter::bytes)
     }
 
     /// The engine's metrics, with [`Sink::Split`] those of both.

@@ -125,23 +125,21 @@ pub fn shown(value: f64) -> String {
         _ => 4,
     };
     let text = format!("{value:.decimals$}");
-    let (whole, rest) = text.split_once('.').map_or((text.as_str(), String::new()), |(w, r)| (w, format!(".{r}")));
-    let mut spaced = String::new();
-    for (index, digit) in whole.chars().enumerate() {
-        if index > 0 && (whole.len() - index).is_multiple_of(3) && digit.is_ascii_digit() && !spaced.ends_with('-') {
-            spaced.push(',');
-        }
-        spaced.push(digit);
+    match text.split_once('.') {
+        Some((whole, rest)) => format!("{}.{rest}", apart(whole)),
+        None => apart(&text),
     }
-    spaced + &rest
 }
 
 /// A whole number, thousands apart.
 pub fn shown_whole(number: u64) -> String {
-    let digits = number.to_string();
+    apart(&number.to_string())
+}
+
+fn apart(digits: &str) -> String {
     let mut spaced = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit() && !spaced.ends_with('-') {
             spaced.push(',');
         }
         spaced.push(digit);

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use load::{
     body, client,
-    rig::{self, Process},
+    process::{self, Process},
     sending::rate_of,
     stats::real,
     verify::ClickHouse,
@@ -59,7 +59,7 @@ pub async fn measure(options: &Options) -> anyhow::Result<Figures> {
 /// Events a second that an HTTP server in a process of its own takes when it reads bodies and does nothing with them, with
 /// the same framework, connections and load as the engine.
 async fn http(options: &Options, batch: u64) -> anyhow::Result<f64> {
-    let port = rig::free_port()?;
+    let port = process::free_port()?;
     let home = tempfile::TempDir::new_in(&options.dir)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--answer", &batch.to_string(), "--port", &port.to_string()]);

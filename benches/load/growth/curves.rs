@@ -44,7 +44,9 @@ impl Dimension {
             ],
             Self::Partitions => &[
                 ("sink_cpu", "sink s/M"),
+                ("broker_cpu", "test broker s/M"),
                 ("messages", "messages an event"),
+                ("bytes_to_broker", "B to the broker an event"),
                 ("rows_per_insert", "rows an insert"),
                 ("inserts", "inserts/s"),
             ],
@@ -69,42 +71,52 @@ impl Dimension {
         }
     }
 
-    /// Why a curve that is not flat has its slope.
+    /// Why the engines' cost has a slope, where it is not flat.
     fn reason(self) -> &'static str {
         match self {
             Self::Tenants => {
-                "A request is of one tenant, and so is a record of the log: a tenant is a look-up, whatever their number. \
-                 ClickHouse has more to do the more tenants an insert has, because the views keep a row for each tenant, type \
-                 and minute (and path and day), which are then as many as events."
+                "A request is of one tenant, and so is a record of the log: a tenant is a look-up, whose tables no longer fit into \
+                 the caches of the processor when there are many."
             }
             Self::Depth => {
-                "The log is a row of generations of which only the last is written; those before it are closed files. A start \
-                 opens the last one alone."
+                "The log is a row of generations of which only the last is written, and a start opens that one alone; those before \
+                 it are closed files."
             }
             Self::Partitions => {
-                "A message holds events of one request and one partition, so that a request of b events becomes up to min(b, \
-                 partitions) messages, each of which is produced, acknowledged, fetched and decoded by itself; and an insert \
-                 holds rows of one partition, so that there are more and smaller inserts, each of which makes a part in the \
-                 table and in each of the views' three targets."
+                "A message holds events of one request and one partition, so that a request becomes up to as many messages as there \
+                 are partitions, each of which is produced, acknowledged, fetched and decoded by itself."
             }
             Self::Batch => {
-                "What a request costs (its head, key, quota, answer, and system calls at both ends) is shared by its events: \
-                 the cost is a + b / batch."
+                "What a request costs (its head, key, quota, answer, and system calls at both ends), its events share: a + b / batch."
             }
             Self::Connections => {
-                "With few connections few requests wait for the same fsync, and an insert, which goes out after half a second at \
-                 the latest, has fewer rows: fsyncs, inserts and what runs by the clock are shared by fewer events. More \
-                 connections than that change nothing but memory: an event waits longer for its turn."
+                "With few connections few requests share an fsync and what the writer does around it. Beyond that, more of them \
+                 change nothing but memory: an event waits longer for its turn."
             }
             Self::Size => {
-                "Bytes are read, checked, compressed, written, compressed again for ClickHouse, and sorted and merged there; \
-                 the cost of an event is a + b times its size, and that of a byte falls."
+                "Bytes are read, checked, compressed and written, and read and compressed again for ClickHouse: a + b times the size; \
+                 that of a byte falls."
             }
             Self::Mix => {
-                "Types differ in how many fields they have to check and store: a performance event has eight numbers, each a \
-                 column of its own, and goes into a view with quantiles; custom ones have nested properties. All together \
-                 cost their weighted mean."
+                "Types differ in what there is to check and store: a performance event has eight numbers, custom ones nested \
+                 properties, and every field without a column of its own is written into `properties`."
             }
+        }
+    }
+
+    /// Why ClickHouse's cost has a slope that its inserts do not explain.
+    fn reason_of_clickhouse(self) -> &'static str {
+        match self {
+            Self::Tenants => {
+                "The views keep a row for each tenant, type and minute, and for each tenant, path and day: with many tenants these are \
+                 nearly as many as events, and they are merged again and again."
+            }
+            Self::Size => "The bytes are read, compressed and written, and again in each merge.",
+            Self::Mix => {
+                "A view has rows of its type alone: pageviews are counted by path and day, performance events go into states of \
+                 quantiles, the others into the minutes only."
+            }
+            Self::Depth | Self::Partitions | Self::Batch | Self::Connections => "",
         }
     }
 }
@@ -142,20 +154,54 @@ fn table(dimension: Dimension, curve: &Curve) -> String {
     let heads: Vec<&str> = columns.iter().map(|(_, head)| *head).collect();
     let mut text = format!("| | {} |\n|---|{}\n", heads.join(" | "), "--:|".repeat(heads.len()));
     for point in &curve.points {
-        let cells = columns.iter().map(|(key, _)| value(point, key).map_or_else(|| "–".to_owned(), shown));
+        let cells = columns.iter().map(|(key, _)| value(point, key).map_or_else(|| "–".to_owned(), cell));
         let cells: Vec<String> = cells.collect();
         writeln!(text, "| {} | {} |", point.label, cells.join(" | ")).unwrap_or(());
     }
     text
 }
 
+/// A count has no decimals.
+fn cell(value: f64) -> String {
+    let text = shown(value);
+    match text.split_once('.') {
+        Some((whole, _)) if value >= 1.0 && value.fract() == 0.0 => whole.to_owned(),
+        _ => text,
+    }
+}
+
 /// Whether it is flat, and why not.
 fn sentence(dimension: Dimension, curve: &Curve) -> String {
-    let names = [("engine_cpu", "Engine"), ("sink_cpu", "Sink"), ("clickhouse_cpu", "ClickHouse")];
-    let slopes: Vec<Slope> = names.iter().filter_map(|(key, name)| Slope::of(curve, key, name)).collect();
-    let words: Vec<String> = slopes.iter().map(Slope::words).collect();
-    let words = words.join(" ");
-    if slopes.iter().all(Slope::is_flat) { words } else { format!("{words} {}", dimension.reason()) }
+    let slope = |key, name| Slope::of(curve, key, name);
+    let engines: Vec<Slope> =
+        [slope("engine_cpu", "Engine"), slope("sink_cpu", "Sink")].into_iter().flatten().collect();
+    let mut words: Vec<String> = engines.iter().map(Slope::words).collect();
+    if !engines.iter().all(Slope::is_flat) {
+        words.push(dimension.reason().to_owned());
+    }
+    if let Some(clickhouse) = slope("clickhouse_cpu", "ClickHouse") {
+        words.push(clickhouse.words());
+        if !clickhouse.is_flat() {
+            words.extend(inserts(curve));
+            words.push(dimension.reason_of_clickhouse().to_owned());
+        }
+    }
+    words.retain(|words| !words.is_empty());
+    words.join(" ")
+}
+
+/// What of ClickHouse's cost is that of its inserts, where they differ.
+fn inserts(curve: &Curve) -> Option<String> {
+    let rows = || curve.points.iter().filter_map(|point| point.median("rows_per_insert"));
+    let (least, most) = (rows().fold(f64::INFINITY, f64::min), rows().fold(0.0, f64::max));
+    (most > least * FLAT).then(|| {
+        format!(
+            "An insert costs what it costs whatever its rows (a part with its files and fsyncs in the table and in each of the \
+             views' three targets), goes out after half a second at the latest, and has {} to {} rows here.",
+            shown(least),
+            shown(most)
+        )
+    })
 }
 
 /// From the least to the most of a curve.

@@ -5,7 +5,7 @@
 //! is looked for. Above that it would take as much again of time and several times as much of disk: there the ledger has to
 //! balance, while ClickHouse takes what it can, and to count in log and tables exactly what was acknowledged.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use load::{
@@ -31,10 +31,12 @@ const SPARE: u64 = 6_000_000_000;
 const FILLER: (usize, u64, u64) = (16_000, 20, 16);
 /// How many times the engine is killed.
 const KILLS: usize = 3;
+/// Load between two kills.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why there is no room for a point.
 pub fn no_room(options: &Options, point: &Point) -> anyhow::Result<Option<String>> {
-    let depth = point.depth.unwrap_or(0) / options.shallower;
+    let depth = point.depth.unwrap_or(0);
     // What is stored is there again, and once more or twice until old parts go.
     let times = if depth <= options.store_up_to { 5 } else { 2 };
     let need = depth * times + SPARE;
@@ -74,13 +76,18 @@ pub async fn measure(options: &Options, program: &Path, point: &Point, depth: u6
     figures.extend(latency(&measured));
     seen.merge(measured)?;
 
-    for _ in 0..KILLS {
+    for kill in 0..KILLS {
+        if kill > 0 {
+            // A log that nobody wrote to since the last start has nothing to recover.
+            let again = Load { duration: AGAIN, ..load_of(options, point) };
+            seen.merge(client::send(&Arc::new(Plan::new(rig.api, again))).await?)?;
+        }
         rig.kill_engine()?;
         figures.push(("ready", rig.time_to_ready().await?.as_secs_f64()));
+        let engine = rig.engine().context("no engine")?;
+        figures.push(("memory_started", Memory::now(engine).context("the engine is gone")?.now));
     }
-    let engine = rig.engine().context("no engine")?;
-    figures.push(("memory_started", Memory::now(engine).context("the engine is gone")?.now));
-    eprintln!("  {:.2} GB in the log; {:?}", real(rig.wal_bytes()) / 1e9, figures);
+    eprintln!("  {:.2} GB in the log; {:.2?}", real(rig.wal_bytes()) / 1e9, figures);
     rig.start_clickhouse().await?;
     if depth <= options.store_up_to {
         settle(&rig.clickhouse()?, &mut seen).await?;

@@ -3,11 +3,12 @@
 //! ```text
 //! for each run, for each dimension, for each point (points):
 //!     empty folder, engine, ClickHouse, broker --> load, CPU of each process (measure, depth) --> check: each event once
-//! figures (results) --> docs/growth.json --> docs/growth.svg (plot), docs/capacity.md (model)
+//! figures (results) --> docs/growth.json --> docs/growth.svg (plot), docs/capacity.md (model, capacity)
 //! ```
 //! One dimension changes at a time; all others are as in `points`. The log syncs in every figure. A point that fails makes the
 //! exit code non-zero and is named; one for which the disk has no room is left out and named.
 
+mod capacity;
 mod curves;
 mod depth;
 mod measure;
@@ -26,6 +27,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
+use load::machine;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -63,10 +65,11 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
     fs::create_dir_all(&options.dir).with_context(|| format!("cannot create {}", options.dir.display()))?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let machine = machine::describe();
     let mut samples = Samples::default();
     for run in 1..=options.runs {
         for dimension in Dimension::ALL.into_iter().filter(|dimension| options.measures(*dimension)) {
-            for point in dimension.points().into_iter().filter(|point| point.is_due(run)) {
+            for point in dimension.points(options.shallower).into_iter().filter(|point| point.is_due(run)) {
                 let name = format!("{}, {}, run {run}", dimension.key(), point.label);
                 eprintln!("{name} of {}", options.runs);
                 if let Some(reason) = depth::no_room(options, &point)? {
@@ -89,7 +92,7 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 }
             }
             // After each dimension, so that a campaign that is stopped keeps what it has.
-            samples.document(options)?.write(&options.json)?;
+            samples.document(options, &machine)?.write(&options.json)?;
         }
     }
     let document = Document::read(&options.json)?;
@@ -110,7 +113,7 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
 /// Writes the curves and the model beside the figures.
 fn draw(document: &Document, json: &Path) -> anyhow::Result<()> {
     let beside = |name: &str| -> PathBuf { json.with_file_name(name) };
-    for (name, text) in [("growth.svg", plot::svg(document)), ("capacity.md", model::markdown(document))] {
+    for (name, text) in [("growth.svg", plot::svg(document)), ("capacity.md", capacity::markdown(document))] {
         let path = beside(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }

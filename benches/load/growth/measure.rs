@@ -1,10 +1,6 @@
 //! A point: load, what it cost each process, and the check that every acknowledged event is stored once.
 
-use std::{
-    path::Path,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use load::{
@@ -33,7 +29,7 @@ const BACKLOG_BYTES: u64 = 250_000_000;
 /// Measures one point.
 pub async fn measure(options: &Options, program: &Path, point: &Point) -> anyhow::Result<Figures> {
     match point.depth {
-        Some(depth) => depth::measure(options, program, point, depth / options.shallower).await,
+        Some(depth) => depth::measure(options, program, point, depth).await,
         None => end_to_end(options, program, point).await,
     }
 }
@@ -70,7 +66,7 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
     let idle_from = rig.spent();
     sleep(IDLE).await;
     let (idle, metrics_before, before) = (rig.spent().since(idle_from), rig.metrics().await?, rig.spent());
-    let broker_before = rig.broker().and_then(Memory::now);
+    let wire_before = rig.broker_bytes();
 
     let size = point.shape.bytes.map_or(330, |bytes| bytes as u64);
     let load = Load {
@@ -95,11 +91,12 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
     // Before the check, which is no part of an engine's work.
     let spent = rig.spent().since(before);
     let took = plan.start.elapsed().as_secs_f64();
-    let metrics = rig.metrics().await?;
     let memory = Memory::now(engine).context("the engine is gone")?;
-    let broker = rig.broker().and_then(Memory::now);
+    let wire = rig.broker_bytes();
     let stored = stored(&clickhouse).await?;
     check(&clickhouse, &mut seen, deadline).await?;
+    // By now the last insert is counted too, whose rows may be seen before its answer is.
+    let metrics = rig.metrics().await?;
     rig.stop().await?;
 
     let seconds = (to.at - from.at).as_secs_f64();
@@ -131,17 +128,16 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
         figures.push(("sink_cpu", spent.sink / million));
         figures.push(("broker_cpu", spent.broker / million));
         figures.push(("messages", of("ingestion_relay_messages_total") / events));
-        let grown = broker.zip(broker_before).map_or(0.0, |(after, before)| after.now - before.now);
-        figures.push(("broker_bytes", grown * f64::from(1 << 20) / events));
+        figures.push(("bytes_to_broker", real(wire.0 - wire_before.0) / events));
+        figures.push(("bytes_from_broker", real(wire.1 - wire_before.1) / events));
     }
     let show = |name: &str| figures.iter().find(|(key, _)| *key == name).map_or(0.0, |(_, value)| *value);
     eprintln!(
-        "  {rate:.0} events/s, CPU a million: engine {:.2}, sink {:.2}, ClickHouse {:.2}; {:.0} rows an insert; plan {}",
+        "  {rate:.0} events/s, CPU a million: engine {:.2}, sink {:.2}, ClickHouse {:.2}; {:.0} rows an insert",
         show("engine_cpu"),
         show("sink_cpu"),
         show("clickhouse_cpu"),
         show("rows_per_insert"),
-        plan.acknowledged.load(Ordering::Relaxed)
     );
     Ok(figures)
 }

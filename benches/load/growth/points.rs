@@ -74,8 +74,8 @@ impl Dimension {
         }
     }
 
-    /// Its points, from small to large.
-    pub fn points(self) -> Vec<Point> {
+    /// Its points, from small to large; depths of the log divided by `shallower`.
+    pub fn points(self, shallower: u64) -> Vec<Point> {
         match self {
             // Batches of ten, so that a load of some seconds has a request of nearly every tenant.
             Self::Tenants => numbers(&[1, 10, 100, 1_000, 10_000, 100_000])
@@ -84,6 +84,7 @@ impl Dimension {
             Self::Depth => [0, 100_000_000, 1_000_000_000, 3_000_000_000, 10_000_000_000]
                 .into_iter()
                 .map(|bytes: u64| {
+                    let bytes = bytes / shallower;
                     let gigabytes = load::stats::real(bytes) / 1e9;
                     Point { depth: Some(bytes), ..Point::usual(gigabytes, format!("{gigabytes} GB")) }
                 })
@@ -94,8 +95,9 @@ impl Dimension {
             Self::Batch => numbers(&[1, 10, 100, 1_000])
                 .map(|(number, x, label)| Point { batch: number.into(), ..Point::usual(x, label) })
                 .collect(),
+            // Batches of ten, so that thousands of requests at once are not more than may wait to be stored.
             Self::Connections => numbers(&[1, 8, 64, 512, 5_000])
-                .map(|(number, x, label)| Point { connections: number.into(), ..Point::usual(x, label) })
+                .map(|(number, x, label)| Point { connections: number.into(), batch: 10, ..Point::usual(x, label) })
                 .collect(),
             Self::Size => [100, 330, 1_000, 4_000, 16_000, 32_000].into_iter().map(sized).collect(),
             Self::Mix => {

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Context;
-use load::machine;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -137,10 +136,11 @@ impl Samples {
         self.of.values().flat_map(|of| of.failed.iter().map(String::as_str)).collect()
     }
 
-    /// The figures of now, beside those that the file has of other dimensions.
-    pub fn document(&self, options: &Options) -> anyhow::Result<Document> {
+    /// The figures of now, beside those that the file has of other dimensions. `machine` is as it was when they were begun: what is
+    /// written changes the working copy.
+    pub fn document(&self, options: &Options, machine: &[(&'static str, String)]) -> anyhow::Result<Document> {
         let mut document = if options.json.exists() { Document::read(&options.json)? } else { Document::default() };
-        let machine = machine::describe().into_iter().map(|(name, value)| (name.to_owned(), value));
+        let machine = machine.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         let settings = [("runs", options.runs), ("seconds", options.seconds)];
         let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_string()));
         let measured: BTreeMap<String, String> = machine.chain(settings).collect();

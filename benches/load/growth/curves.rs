@@ -21,7 +21,7 @@ impl Dimension {
     pub fn title(self) -> &'static str {
         match self {
             Self::Tenants => "Tenants",
-            Self::Depth => "Bytes in the log, ClickHouse away",
+            Self::Depth => "Bytes in the log",
             Self::Partitions => "Partitions, through a broker",
             Self::Batch => "Events in a request",
             Self::Connections => "Connections",
@@ -33,12 +33,17 @@ impl Dimension {
     /// What of it the table shows beside cost and rate.
     fn columns(self) -> &'static [Column] {
         match self {
-            Self::Tenants => {
-                &[("tenants_seen", "tenants that sent"), ("memory_idle", "MiB before"), ("memory", "MiB at most")]
-            }
+            Self::Tenants => &[
+                ("tenants_seen", "tenants that sent"),
+                ("memory_idle", "MiB before"),
+                ("memory", "MiB at most"),
+                ("rows_per_insert", "rows an insert"),
+                ("view_rows", "rows of views an event"),
+            ],
             Self::Depth => &[
                 ("ack_p99", "ack p99, ms"),
                 ("memory", "MiB"),
+                ("killed_gb", "GB when killed"),
                 ("ready", "kill -9 to ready, s"),
                 ("memory_started", "MiB then"),
             ],
@@ -108,8 +113,8 @@ impl Dimension {
     fn reason_of_clickhouse(self) -> &'static str {
         match self {
             Self::Tenants => {
-                "The views keep a row for each tenant, type and minute, and for each tenant, path and day: with many tenants these are \
-                 nearly as many as events, and they are merged again and again."
+                "The views keep a row for each tenant, type and minute, and for each tenant, path and day: with many tenants these \
+                 come near to a row an event (the last column), which are written and merged like those of the table."
             }
             Self::Size => "The bytes are read, compressed and written, and again in each merge.",
             Self::Mix => {

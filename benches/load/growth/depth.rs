@@ -75,7 +75,7 @@ pub async fn measure(options: &Options, program: &Path, point: &Point, depth: u6
     ];
     figures.extend(latency(&measured));
     seen.merge(measured)?;
-
+    figures.push(("killed_gb", real(rig.wal_bytes()) / 1e9));
     for kill in 0..KILLS {
         if kill > 0 {
             // A log that nobody wrote to since the last start has nothing to recover.

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use load::{
     client::{Load, Plan, Seen},
     rig::{Rig, Sink},
@@ -120,6 +120,7 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
         ("rows_per_insert", events / of("ingestion_sink_inserts_total").max(1.0)),
         ("stored_bytes", stored.bytes / events),
         ("parts", stored.parts),
+        ("view_rows", stored.view_rows / events),
         ("tenants_seen", tenants_of(&seen)),
         ("refused", real(seen.retries)),
     ];
@@ -157,6 +158,8 @@ fn tenants_of(seen: &Seen) -> f64 {
 struct Stored {
     bytes: f64,
     parts: f64,
+    /// Of the tables that are not `events`: what the views keep.
+    view_rows: f64,
 }
 
 /// Of the active parts of all tables, views' included.
@@ -165,6 +168,9 @@ async fn stored(clickhouse: &ClickHouse) -> anyhow::Result<Stored> {
         "SELECT sum(bytes_on_disk), count() FROM system.parts WHERE active AND database = 'overwatch' FORMAT TSV";
     let answer = clickhouse.ask(query.to_owned()).await?;
     let text = String::from_utf8_lossy(&answer);
-    let (bytes, parts) = text.trim().split_once('\t').context("ClickHouse does not know its parts")?;
-    Ok(Stored { bytes: bytes.parse()?, parts: parts.parse()? })
+    let numbers: Result<Vec<f64>, _> = text.split_whitespace().map(str::parse).collect();
+    match numbers?.as_slice() {
+        [bytes, parts, view_rows] => Ok(Stored { bytes: *bytes, parts: *parts, view_rows: *view_rows }),
+        _ => bail!("ClickHouse does not know its parts: {text}"),
+    }
 }

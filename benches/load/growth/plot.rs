@@ -95,11 +95,16 @@ fn legend(text: &mut String) {
     }
 }
 
+/// Whether they are things and no numbers: there is nothing between two of them.
+fn are_named(points: &[Measured]) -> bool {
+    points.iter().any(|point| point.label.starts_with(char::is_alphabetic))
+}
+
 /// Where the points of a curve stand, from 0 to 1: by the logarithm, or side by side where there is none. A zero stands a
 /// little before the first number.
 fn places(points: &[Measured]) -> Vec<f64> {
     let least = points.iter().map(|point| point.x).filter(|x| *x > 0.0).fold(f64::INFINITY, f64::min);
-    let named = points.iter().any(|point| point.label.starts_with(char::is_alphabetic));
+    let named = are_named(points);
     let logarithm = |(index, point): (usize, &Measured)| match point.x {
         _ if named => count(index),
         zero if zero <= 0.0 => least.log10() - 1.0,
@@ -166,10 +171,10 @@ fn panel(text: &mut String, (x, y): (f64, f64), title: &str, curve: &Curve, seri
                     ),
                 );
             }
-            line(text, format_args!("<circle class=\"{class}\" cx=\"{at:.1}\" cy=\"{up:.1}\" r=\"2.5\"/>"));
+            line(text, format_args!("<circle class=\"{class}\" cx=\"{at:.1}\" cy=\"{up:.1}\" r=\"3\"/>"));
             points.push(format!("{at:.1},{up:.1}"));
         }
-        if points.len() > 1 {
+        if points.len() > 1 && !are_named(&curve.points) {
             line(text, format_args!("<polyline class=\"{class}\" points=\"{}\"/>", points.join(" ")));
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     body,
     meter::Meter,
     process::{PATIENCE, Process, free_port},
-    stats::{children_cpu, cpu_of},
+    stats::{children_cpu, cpu_of, threads},
     verify::ClickHouse,
 };
 
@@ -88,6 +88,30 @@ impl Spent {
             clickhouse: self.clickhouse - before.clickhouse,
             broker: self.broker - before.broker,
         }
+    }
+}
+
+/// Threads of an engine, with their CPU seconds so far.
+#[derive(Clone, Debug, Default)]
+pub struct Threads(BTreeMap<u32, (String, f64)>);
+
+impl Threads {
+    /// Of the busiest one after `before` whose name begins with `name`.
+    pub fn busiest(&self, before: &Self, name: &str) -> f64 {
+        self.of(before, name).fold(0.0, f64::max)
+    }
+
+    /// Of the busiest one that an engine's runtime keeps for what blocks. These have the name of its workers, one for each
+    /// processor, which were there before them.
+    pub fn busiest_blocking(&self, before: &Self) -> f64 {
+        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.of(before, "tokio-rt-worker").skip(workers).fold(0.0, f64::max)
+    }
+
+    fn of(&self, before: &Self, name: &str) -> impl Iterator<Item = f64> {
+        let earlier = |number| before.0.get(number).map_or(0.0, |(_, cpu)| *cpu);
+        let named = self.0.iter().filter(move |(_, (its, _))| its.starts_with(name));
+        named.map(move |(number, (_, cpu))| cpu - earlier(number))
     }
 }
 
@@ -303,6 +327,12 @@ impl Rig {
             clickhouse: own(&self.server) + children(&self.engine) + children(&self.second),
             broker: own(&self.broker),
         }
+    }
+
+    /// Threads of the engine that takes events, and with [`Sink::Split`] of the one that stores them.
+    pub fn threads(&self) -> (Threads, Threads) {
+        let of = |process: &Option<Process>| process.as_ref().map(|process| Threads(threads(process.id())));
+        (of(&self.engine).unwrap_or_default(), of(&self.second).unwrap_or_default())
     }
 
     /// Bytes to the broker and from it so far, with [`Sink::Split`].

@@ -62,8 +62,22 @@ pub fn children_cpu(id: u32) -> f64 {
     children.map(|process| process.cpu.as_secs_f64()).sum()
 }
 
+/// CPU seconds of each thread of the process `id`, with its name, by its number: older ones first.
+pub fn threads(id: u32) -> BTreeMap<u32, (String, f64)> {
+    let entries = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let threads = numbers.filter_map(|number| {
+        let thread = parse(&fs::read_to_string(format!("/proc/{id}/task/{number}/stat")).ok()?)?;
+        Some((number, (thread.name, thread.cpu.as_secs_f64())))
+    });
+    threads.collect()
+}
+
 fn process(id: u32) -> Option<Process> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    parse(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+}
+
+fn parse(stat: &str) -> Option<Process> {
     // The name is in parentheses and may hold some itself.
     let (head, rest) = stat.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();

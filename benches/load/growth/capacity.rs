@@ -69,6 +69,13 @@ fn costs_table(text: &mut String, costs: &Costs) {
     );
     row("`a1` API node, a message", format!("{} µs", shown(costs.api.slope)), "(M) the same".to_owned());
     row("`q` API node, a request", format!("{} µs", shown(costs.request)), "(M) batch".to_owned());
+    row("`w` the log's writer, a thread of a node", format!("{} s/M", shown(costs.writer)), "(M) depth 0".to_owned());
+    row("`y` the relay, a thread of a node", format!("{} s/M", shown(costs.relay)), "(M) partitions 16".to_owned());
+    row(
+        "`z` poll and decode, a thread of a sink",
+        format!("{} s/M", shown(costs.poll)),
+        "(M) partitions 16".to_owned(),
+    );
     row(
         "`s0` sink: fetch, decode, encode, send",
         format!("{} s/M", shown(costs.sink.at_zero)),
@@ -134,12 +141,12 @@ fn plan_table(text: &mut String, costs: &Costs, one: &Plan, ten: &Plan) {
     };
     let gigabytes = |bytes: f64| format!("{} GB/s", shown(bytes / 1e9));
     let terabytes = |bytes: f64| format!("{} TB", shown(bytes / 1e12));
-    row("partitions", "P: 2 R s0 / u, up to a power of two", &|plan| whole(plan.partitions));
+    row("partitions", "P: twice the sink nodes, up to a power of two, at least 12", &|plan| whole(plan.partitions));
     row("messages an event", "m", &|plan| shown(plan.messages));
     row("API cores", "R (a0 + a1 m + q (1/b - 1/100)) / u", &|plan| whole(plan.cores(plan.api)));
-    row("API nodes", "cores / 8", &|plan| whole(plan.cores(plan.api) / NODE_CORES));
+    row("API nodes", "the more of cores / 8 and R max(w, y) / u", &|plan| whole(plan.api_nodes()));
     row("sink cores", "R (s0 + s1 m) / u", &|plan| whole(plan.cores(plan.sink)));
-    row("sink nodes", "cores / 8, at most P", &|plan| whole(plan.cores(plan.sink) / NODE_CORES));
+    row("sink nodes", "the more of cores / 8 and R z / u", &|plan| whole(plan.sink_nodes()));
     row("rows an insert, inserts/s", "r, R / r", &|plan| inserts_of(plan, 0));
     row("ClickHouse cores then", "R (c0 + c1 / r) / u", &|plan| whole(clickhouse_cores(plan, 0)));
     row("the same with `sink.max_age` so long that r = 100,000", "R / 100,000", &|plan| inserts_of(plan, 1));
@@ -170,7 +177,7 @@ fn plan_table(text: &mut String, costs: &Costs, one: &Plan, ten: &Plan) {
     row("into ClickHouse, a replica", "R L (A: compressed as in the log)", &|plan| gigabytes(plan.rate * costs.log));
     row("API nodes' disk writes, all together", "R L", &|plan| gigabytes(plan.rate * costs.log));
     row("outage of the broker that their logs outlast", "nodes 10 GB / (R F)", &|plan| {
-        let nodes = (plan.cores(plan.api) / NODE_CORES).ceil();
+        let nodes = plan.api_nodes();
         format!("{} min", shown(nodes * LOG_BYTES / (plan.rate * costs.log_disk) / 60.0))
     });
 }
@@ -202,6 +209,9 @@ fn nodes(text: &mut String, costs: &Costs, one: &Plan, ten: &Plan) {
     let mut parts = [
         ("an API node", "N 8 u / (a0 + a1 m)", of_cores(NODE_CORES, one.api)),
         ("an API node's network, in and out", "N 10 Gbit/s / (B + T)", NETWORK / (costs.body + costs.topic)),
+        ("an API node's log writer, one thread", "N u / w", of_cores(1.0, costs.writer)),
+        ("an API node's relay, one thread", "N u / y", of_cores(1.0, costs.relay)),
+        ("a sink node's polling thread", "N u / z", of_cores(1.0, costs.poll)),
         ("a sink node", "N 8 u / (s0 + s1 m)", of_cores(NODE_CORES, one.sink)),
         ("three brokers, keyed (C2)", "N 330 MB/s / T", BROKERS_KEYED * 1e6 / costs.topic),
         (
@@ -246,8 +256,8 @@ fn nodes(text: &mut String, costs: &Costs, one: &Plan, ten: &Plan) {
              it gets {} inserts a second, where its makers advise about one (C5) and slow inserts down from 1,000 parts of a \
              partition on (C6). By that advice the number of inserts is what is over its limit first, before cores, brokers or network; measured, they cost \
              {} of its cores. Raise `sink.max_age` (rows are then queryable so much later) until inserts have 100,000 rows.\n",
-            whole(one.cores(one.api) / NODE_CORES),
-            whole(one.cores(one.sink) / NODE_CORES),
+            whole(one.api_nodes()),
+            whole(one.sink_nodes()),
             whole(share(one) * 100.0),
             whole(inserts(one)),
             whole(clickhouse_cores(one, 0) - one.cores(costs.clickhouse.at_zero)),
@@ -280,7 +290,7 @@ const HONESTY: &str = "## What this does not know
   none of it: that 8 or 64 cores do 8 or 64 times as much of it is assumed. Redpanda and a ClickHouse cluster were not run.
 - The broker of the tests keeps everything in memory; what it costs says nothing of Redpanda, whose limits are cited.
 - Merges of a run of seconds are the young ones. Over days the same rows are merged some times more; queries come on top.
-- One core for a partition at most is how it is read, not a measurement of where that ends.
+- A thread is held against the same share of a core as a machine's cores are, though it alone could use more of one.
 - Replicated tables write every row on each replica, and fetch parts over the network: all of a server's numbers are a replica's.
 
 ## Sources

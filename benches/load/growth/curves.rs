@@ -41,6 +41,7 @@ impl Dimension {
                 ("view_rows", "rows of views an event"),
             ],
             Self::Depth => &[
+                ("writer_thread", "its writer thread s/M"),
                 ("ack_p99", "ack p99, ms"),
                 ("memory", "MiB"),
                 ("killed_gb", "GB when killed"),
@@ -48,7 +49,9 @@ impl Dimension {
                 ("memory_started", "MiB then"),
             ],
             Self::Partitions => &[
+                ("relay_thread", "its relay thread s/M"),
                 ("sink_cpu", "sink s/M"),
+                ("poll_thread", "its polling thread s/M"),
                 ("broker_cpu", "test broker s/M"),
                 ("messages", "messages an event"),
                 ("bytes_to_broker", "B to the broker an event"),
@@ -101,8 +104,8 @@ impl Dimension {
                  change nothing but memory: an event waits longer for its turn."
             }
             Self::Size => {
-                "Bytes are read, checked, compressed and written, and read and compressed again for ClickHouse: a + b times the size; \
-                 that of a byte falls. Of events of 16 kB LZ4 takes a third of the time, and the system half (perf): copies into the \
+                "Bytes are read, checked, compressed and written, and read and compressed again for ClickHouse: a + b times the size. \
+                 That of a byte falls until there is little in an event but bytes. Of events of 16 kB LZ4 takes a third of the time, and the system half (perf): copies into the \
                  page cache, and fresh pages for buffers."
             }
             Self::Mix => {
@@ -142,13 +145,21 @@ pub fn value(point: &Measured, key: &str) -> Option<f64> {
 /// All curves as Markdown.
 pub fn text(document: &Document) -> String {
     let mut text = String::new();
-    for (dimension, curve) in Dimension::ALL.into_iter().filter_map(|one| Some((one, document.curve(one)?))) {
+    // One of which every point failed is told of too.
+    let curves = Dimension::ALL.into_iter().filter_map(|one| Some((one, document.curves.get(one.key())?)));
+    for (dimension, curve) in curves {
         // Writing to a String cannot fail.
         writeln!(text, "\n### {}\n", dimension.title()).unwrap_or(());
-        text += &table(dimension, curve);
-        writeln!(text, "\n{}", sentence(dimension, curve)).unwrap_or(());
-        for left_out in curve.left_out.iter().chain(&curve.failed) {
-            writeln!(text, "Not measured: {left_out}.").unwrap_or(());
+        if !curve.points.is_empty() {
+            text += &table(dimension, curve);
+            writeln!(text, "\n{}", sentence(dimension, curve)).unwrap_or(());
+        }
+        let told = [("Left out", &curve.left_out), ("FAILED", &curve.failed)];
+        for (what, points) in told.into_iter().filter(|(_, points)| !points.is_empty()) {
+            writeln!(text, "\n{what}:\n").unwrap_or(());
+            for point in points {
+                writeln!(text, "- {}", point.trim().replace('\n', " ")).unwrap_or(());
+            }
         }
     }
     text

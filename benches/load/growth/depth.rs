@@ -56,9 +56,10 @@ pub async fn measure(options: &Options, program: &Path, point: &Point, depth: u6
     }
     let engine = rig.engine().context("no engine")?;
     let (before, log_before, metrics_before) = (rig.spent(), rig.wal_bytes(), rig.metrics().await?);
+    let (threads_before, _) = rig.threads();
     let plan = Arc::new(Plan::new(rig.api, load_of(options, point)));
     let measured = client::send(&plan).await?;
-    let (spent, metrics) = (rig.spent().since(before), rig.metrics().await?);
+    let ((threads, _), spent, metrics) = (rig.threads(), rig.spent().since(before), rig.metrics().await?);
     let memory = Memory::now(engine).context("the engine is gone")?;
     let events = real(measured.events.len() as u64);
     ensure!(events > 0.0, "nothing was acknowledged: {:?} {:?}", measured.statuses, measured.samples);
@@ -66,6 +67,7 @@ pub async fn measure(options: &Options, program: &Path, point: &Point, depth: u6
     let mut figures = vec![
         ("rate", rate_of(&plan, &measured)),
         ("engine_cpu", spent.engine * 1e6 / events),
+        ("writer_thread", threads.busiest(&threads_before, "wal-writer") * 1e6 / events),
         ("depth_gb", real(log_before) / 1e9),
         ("memory", memory.now),
         ("body_bytes", of("ingestion_request_body_bytes_total")),

@@ -66,7 +66,7 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
     let idle_from = rig.spent();
     sleep(IDLE).await;
     let (idle, metrics_before, before) = (rig.spent().since(idle_from), rig.metrics().await?, rig.spent());
-    let wire_before = rig.broker_bytes();
+    let (wire_before, threads_before) = (rig.broker_bytes(), rig.threads());
 
     let size = point.shape.bytes.map_or(330, |bytes| bytes as u64);
     let load = Load {
@@ -92,7 +92,7 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
     let spent = rig.spent().since(before);
     let took = plan.start.elapsed().as_secs_f64();
     let memory = Memory::now(engine).context("the engine is gone")?;
-    let wire = rig.broker_bytes();
+    let (wire, threads) = (rig.broker_bytes(), rig.threads());
     let stored = stored(&clickhouse).await?;
     check(&clickhouse, &mut seen, deadline).await?;
     // By now the last insert is counted too, whose rows may be seen before its answer is.
@@ -109,6 +109,7 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
         ("engine_cpu", spent.engine / million),
         ("clickhouse_cpu", spent.clickhouse / million),
         ("generator_cpu", generator / million),
+        ("writer_thread", threads.0.busiest(&threads_before.0, "wal-writer") / million),
         ("idle_engine_cores", idle.engine / IDLE.as_secs_f64()),
         ("idle_clickhouse_cores", idle.clickhouse / IDLE.as_secs_f64()),
         ("memory_idle", memory_idle.now),
@@ -129,6 +130,8 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
         figures.push(("sink_cpu", spent.sink / million));
         figures.push(("broker_cpu", spent.broker / million));
         figures.push(("messages", of("ingestion_relay_messages_total") / events));
+        figures.push(("relay_thread", threads.0.busiest_blocking(&threads_before.0) / million));
+        figures.push(("poll_thread", threads.1.busiest(&threads_before.1, "source-poll") / million));
         figures.push(("bytes_to_broker", real(wire.0 - wire_before.0) / events));
         figures.push(("bytes_from_broker", real(wire.1 - wire_before.1) / events));
     }
@@ -164,8 +167,8 @@ struct Stored {
 
 /// Of the active parts of all tables, views' included.
 async fn stored(clickhouse: &ClickHouse) -> anyhow::Result<Stored> {
-    let query =
-        "SELECT sum(bytes_on_disk), count() FROM system.parts WHERE active AND database = 'overwatch' FORMAT TSV";
+    let query = "SELECT sum(bytes_on_disk), count(), sumIf(rows, table IN ('events_per_minute', 'page_views_daily', \
+                 'web_vitals_daily')) FROM system.parts WHERE active AND database = 'overwatch' FORMAT TSV";
     let answer = clickhouse.ask(query.to_owned()).await?;
     let text = String::from_utf8_lossy(&answer);
     let numbers: Result<Vec<f64>, _> = text.split_whitespace().map(str::parse).collect();

@@ -28,6 +28,7 @@ pub const BROKERS_BEST: f64 = 1_250.0;
 pub const NETWORK: f64 = 1.25e9;
 /// The engine's defaults.
 const MAX_AGE: f64 = 0.5;
+const PARTITIONS: f64 = 12.0;
 pub const MAX_ROWS: f64 = 100_000.0;
 pub const TOPIC_DAYS: f64 = 14.0;
 pub const EVENT_DAYS: f64 = 90.0;
@@ -83,6 +84,11 @@ pub struct Costs {
     pub log_disk: f64,
     pub topic: f64,
     pub stored: f64,
+    /// Of the threads that a node has one of, in seconds a million events: the log's writer and the relay, and the one that polls
+    /// and decodes.
+    pub writer: f64,
+    pub relay: f64,
+    pub poll: f64,
     /// Engine and ClickHouse on one node, without a broker.
     pub alone: (f64, f64),
 }
@@ -121,6 +127,9 @@ impl Costs {
             log_disk: document.median(Dimension::Depth, "0 GB", "log_disk_bytes").or_else(|| usual("log_bytes"))?,
             topic: document.median(Dimension::Partitions, "16", "bytes_to_broker")?,
             stored: usual("stored_bytes")?,
+            writer: document.median(Dimension::Depth, "0 GB", "writer_thread").or_else(|| usual("writer_thread"))?,
+            relay: document.median(Dimension::Partitions, "16", "relay_thread")?,
+            poll: document.median(Dimension::Partitions, "16", "poll_thread")?,
             alone: (usual("engine_cpu")?, usual("clickhouse_cpu")?),
         })
     }
@@ -136,6 +145,8 @@ pub struct Plan {
     pub sink: f64,
     /// With the default of `sink.max_age` and with inserts as large as they may be.
     pub inserts: [Inserts; 2],
+    serial: f64,
+    poll: f64,
 }
 
 pub struct Inserts {
@@ -152,9 +163,9 @@ fn messages(batch: f64, partitions: f64) -> f64 {
 
 impl Plan {
     pub fn of(costs: &Costs, rate: f64) -> Self {
-        // A partition is read in order, by one core at most: twice as many as that takes, for those that have more than others.
-        let least = rate * costs.sink.at(0.0) / 1e6 / USED;
-        let partitions = 2_f64.powf((2.0 * least).max(1.0).log2().ceil());
+        // Twice as many as sinks, so that one which has more to do than others still shares; no fewer than by default.
+        let sinks = rate * costs.poll / 1e6 / USED;
+        let partitions = 2_f64.powf((2.0 * sinks.ceil()).max(1.0).log2().ceil()).max(PARTITIONS);
         let messages = messages(BATCH, partitions);
         let request = costs.request * (1.0 / BATCH - 1.0 / 100.0);
         let inserts = [(rate / partitions * MAX_AGE).clamp(1.0, MAX_ROWS), MAX_ROWS].map(|rows| Inserts {
@@ -169,7 +180,19 @@ impl Plan {
             api: costs.api.at(messages) + request,
             sink: costs.sink.at(messages),
             inserts,
+            serial: costs.writer.max(costs.relay),
+            poll: costs.poll,
         }
+    }
+
+    /// Nodes that take events: enough cores, and enough threads of those that a node has one of.
+    pub fn api_nodes(&self) -> f64 {
+        (self.cores(self.api) / NODE_CORES).max(self.cores(self.serial)).ceil()
+    }
+
+    /// Nodes that store them.
+    pub fn sink_nodes(&self) -> f64 {
+        (self.cores(self.sink) / NODE_CORES).max(self.cores(self.poll)).ceil()
     }
 
     /// Cores for so many CPU seconds a million events.

@@ -105,8 +105,7 @@ impl Dimension {
             }
             Self::Size => {
                 "Bytes are read, checked, compressed and written, and read and compressed again for ClickHouse: a + b times the size. \
-                 That of a byte falls until there is little in an event but bytes. Of events of 16 kB LZ4 takes a third of the time, and the system half (perf): copies into the \
-                 page cache, and fresh pages for buffers."
+                 That of a byte falls until there is little in an event but bytes. Of events of 16 kB LZ4 takes a third of the time, and the system half (perf)."
             }
             Self::Mix => {
                 "Types differ in what there is to check and store: a performance event has eight numbers, custom ones nested \
@@ -119,8 +118,8 @@ impl Dimension {
     fn reason_of_clickhouse(self) -> &'static str {
         match self {
             Self::Tenants => {
-                "The views keep a row for each tenant, type and minute, and for each tenant, path and day: with many tenants these \
-                 come near to a row an event (the last column), which are written and merged like those of the table."
+                "Beside that the views keep more rows (the last column): one for each tenant, type and minute, and one for each \
+                 tenant, path and day. How much of the cost is theirs was not told apart: it follows the rows of an insert more."
             }
             Self::Size => "The bytes are read, compressed and written, and again in each merge.",
             Self::Mix => {

@@ -79,6 +79,12 @@ bench-compare: setup-test ## Measure this build and that of BASE=<git revision> 
 	$(BENCH) --base "$$base/target/release/ingestion-engine" $(if $(ONLY),,--only \
 		accept,embedded,broker,ack,queryable,ready,drain)
 
+.PHONY: bench-growth
+bench-growth: setup-test ## What an event costs against tenants, log depth, partitions, ...: docs/growth.* (ONLY=tenants,depth SECONDS=10)
+	@cargo build --release --locked --workspace
+	target/release/growth --tansu "$(TANSU)" --runs $(or $(RUNS),3) --seconds $(or $(SECONDS),10) \
+		--shallower $(or $(SHALLOWER),1) $(if $(ONLY),--only "$(ONLY)") --json "$(or $(JSON),docs/growth.json)"
+
 .PHONY: bench-load
 bench-load: setup-test ## Send a million events to an engine that this starts, and check that every one is stored once (KIND=broker)
 	@cargo build --release --locked --workspace

@@ -52,13 +52,32 @@ pub fn tenant_config(tenants: u32) -> String {
     format!("# Tenants of the load generator (benches/load). Their keys are public.\n{}", sections.concat())
 }
 
+/// What events are like, where they are not as they come: all types, about 330 bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shape {
+    /// All of this type.
+    pub kind: Option<u8>,
+    /// Each of about so many bytes, the comma after it included.
+    pub bytes: Option<usize>,
+    /// What fills them up: text, which a compressor halves about; with this letters at random, which LZ4 leaves as they are.
+    pub noise: bool,
+}
+
+/// Below this size an event has no room for more than an id, a type and a path.
+const SMALL: usize = 300;
+
 /// Where in a template the parts of one event are.
 struct Places {
     id: usize,
+    seat: Option<Seat>,
+    kind: u8,
+}
+
+/// Who and when: what the smallest events leave out.
+struct Seat {
     session: usize,
     user: usize,
     timestamp: usize,
-    kind: u8,
 }
 
 /// The body of a request, but for what differs each time.
@@ -81,25 +100,29 @@ impl Template {
 }
 
 /// Makes as many templates of `batch` events as fit the memory set aside for them.
-pub fn templates(batch: usize) -> Vec<Template> {
+pub fn templates(batch: usize, shape: Shape) -> Vec<Template> {
     // The content is the same in every run, so that runs can be compared.
     let mut rng = SmallRng::seed_from_u64(7);
     let mut templates = Vec::new();
     let mut bytes = 0;
     while templates.len() < 8 || (bytes < TEMPLATE_BYTES && templates.len() < 1024) {
-        let template = template(batch, &mut rng);
+        let template = template(batch, shape, &mut rng);
         bytes += template.bytes.len();
         templates.push(template);
     }
     templates
 }
 
-fn template(batch: usize, rng: &mut SmallRng) -> Template {
+fn template(batch: usize, shape: Shape, rng: &mut SmallRng) -> Template {
     let mut text = String::from("{\"events\":[");
     let mut events = Vec::with_capacity(batch);
     for index in 0..batch {
         text.push_str(if index == 0 { "" } else { "," });
-        events.push(event(&mut text, rng));
+        let place = match shape.bytes {
+            Some(bytes) if bytes < SMALL => small(&mut text, bytes, rng),
+            _ => event(&mut text, shape, rng),
+        };
+        events.push(place);
     }
     text.push_str("]}");
     Template { bytes: text.into_bytes(), events }
@@ -128,8 +151,50 @@ fn kind(rng: &mut SmallRng) -> u8 {
     0
 }
 
+/// Appends what is filled in later; gives where its value begins.
+fn place(text: &mut String, name: &str, place: &str) -> usize {
+    text.push_str(name);
+    let at = text.len();
+    text.push_str(place);
+    text.push('"');
+    at
+}
+
+/// Appends `length` letters that say nothing: words, of which some come often and most seldom, or noise.
+fn fill(text: &mut String, length: usize, noise: bool, rng: &mut SmallRng) {
+    const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
+    let letter = |number: u32| char::from(LETTERS.get(number as usize % LETTERS.len()).copied().unwrap_or(b'-'));
+    let end = text.len() + length;
+    while text.len() < end {
+        if noise {
+            text.push(letter(rng.next_u32()));
+            continue;
+        }
+        // The same word for the same rank.
+        let mut word = SmallRng::seed_from_u64(page(rng) as u64);
+        for _ in 0..word.random_range(3..10).min(end - text.len()) {
+            text.push(letter(word.random_range(0..26)));
+        }
+        text.push(' ');
+    }
+    text.truncate(end);
+}
+
+/// Appends an event of an id, a type and a path, of `bytes` bytes with its comma.
+fn small(text: &mut String, bytes: usize, rng: &mut SmallRng) -> Places {
+    let begin = text.len();
+    let id = place(text, "{\"id\":\"", UUID_PLACE);
+    text.push_str(",\"type\":\"pageview\",\"path\":\"/");
+    text.push_str(&page(rng).to_string());
+    text.push('/');
+    let rest = bytes.saturating_sub(text.len() - begin + "\"},".len());
+    fill(text, rest, false, rng);
+    text.push_str("\"}");
+    Places { id, seat: None, kind: PAGEVIEW }
+}
+
 /// Appends one event, shaped like those of a shop's web site: about 330 bytes on average.
-fn event(text: &mut String, rng: &mut SmallRng) -> Places {
+fn event(text: &mut String, shape: Shape, rng: &mut SmallRng) -> Places {
     const SECTIONS: [&str; 8] =
         ["products", "category", "blog", "help", "account/orders", "checkout", "search", "brands"];
     const WORDS: [&str; 16] = [
@@ -138,14 +203,9 @@ fn event(text: &mut String, rng: &mut SmallRng) -> Places {
     ];
     const REFERRERS: [&str; 5] =
         ["https://www.google.com/", "https://duckduckgo.com/", "https://www.instagram.com/", "https://t.co/x7Fq2", ""];
-    let kind = kind(rng);
-    let place = |text: &mut String, name: &str, place: &str| {
-        text.push_str(name);
-        let at = text.len();
-        text.push_str(place);
-        text.push('"');
-        at
-    };
+    let begin = text.len();
+    let drawn = kind(rng);
+    let kind = shape.kind.unwrap_or(drawn);
     let id = place(text, "{\"id\":\"", UUID_PLACE);
     let session = place(text, ",\"session_id\":\"", UUID_PLACE);
     let user = place(text, ",\"user_id\":\"", USER_PLACE);
@@ -201,8 +261,15 @@ fn event(text: &mut String, rng: &mut SmallRng) -> Places {
     if kind != PAGEVIEW {
         add(format_args!(",\"experiment\":\"checkout-{}\"", pick(rng, &["a", "b"])));
     }
-    add(format_args!(",\"plan\":\"{}\"}}", pick(rng, &["free", "pro", "enterprise"])));
-    Places { id, session, user, timestamp, kind }
+    add(format_args!(",\"plan\":\"{}\"", pick(rng, &["free", "pro", "enterprise"])));
+    if let Some(bytes) = shape.bytes {
+        let rest = bytes.saturating_sub(text.len() - begin + ",\"note\":\"\"},".len());
+        text.push_str(",\"note\":\"");
+        fill(text, rest, shape.noise, rng);
+        text.push('"');
+    }
+    text.push('}');
+    Places { id, seat: Some(Seat { session, user, timestamp }), kind }
 }
 
 /// Requests of one connection, made one after the other in the same memory.
@@ -257,12 +324,13 @@ impl Maker {
             self.ids.push(id.as_u128());
             put(&mut self.bytes, body + event.id, id.hyphenated().encode_lower(&mut hyphenated));
 
+            let Some(seat) = &event.seat else { continue };
             let session = self.rng.random_range(0..self.sessions_per_tenant) * self.tenants + tenant;
             let session_id = session_id(session);
-            put(&mut self.bytes, body + event.session, session_id.hyphenated().encode_lower(&mut hyphenated));
-            put_digits(&mut self.bytes, body + event.user + 1, session, 8);
-            put(&mut self.bytes, body + event.timestamp, second);
-            put_digits(&mut self.bytes, body + event.timestamp + second.len(), self.rng.random_range(0..1000), 3);
+            put(&mut self.bytes, body + seat.session, session_id.hyphenated().encode_lower(&mut hyphenated));
+            put_digits(&mut self.bytes, body + seat.user + 1, session, 8);
+            put(&mut self.bytes, body + seat.timestamp, second);
+            put_digits(&mut self.bytes, body + seat.timestamp + second.len(), self.rng.random_range(0..1000), 3);
         }
     }
 }
@@ -284,6 +352,41 @@ fn put_digits(bytes: &mut [u8], at: usize, mut number: usize, digits: usize) {
         for digit in place.iter_mut().rev() {
             *digit = b"0123456789".get(number % 10).copied().unwrap_or(b'0');
             number /= 10;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KINDS, Maker, Shape, templates};
+
+    fn events_of(shape: Shape) -> Vec<serde_json::Value> {
+        let template = templates(20, shape).into_iter().next().unwrap_or_else(|| panic!("no template"));
+        let mut maker = Maker::new(1, 10);
+        maker.fill("", &template, 0);
+        let text = String::from_utf8_lossy(&maker.bytes).into_owned();
+        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let body: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+        body.pointer("/events").and_then(|events| events.as_array()).cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn events_have_the_size_that_was_asked_for() {
+        for (bytes, size) in [(100, 100.0), (1_000, 1_000.0), (32_000, 32_000.0)] {
+            for template in templates(20, Shape { bytes: Some(bytes), ..Shape::default() }).iter().take(3) {
+                let found = template.bytes_per_event();
+                assert!((found - size).abs() < 2.0, "{found} for {bytes}");
+            }
+            assert_eq!(events_of(Shape { bytes: Some(bytes), ..Shape::default() }).len(), 20);
+        }
+    }
+
+    #[test]
+    fn events_are_all_of_the_type_that_was_asked_for() {
+        for (kind, (name, _)) in (0_u8..).zip(KINDS) {
+            let events = events_of(Shape { kind: Some(kind), ..Shape::default() });
+            assert_eq!(events.len(), 20);
+            assert!(events.iter().all(|event| event.pointer("/type").is_some_and(|found| found == name)), "{name}");
         }
     }
 }

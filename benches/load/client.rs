@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::body::{self, Maker, Template};
+use crate::body::{self, Maker, Shape, Template};
 
 /// Longer than the server's own limit for a request, so that it speaks first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -133,6 +133,8 @@ pub struct Load {
     pub warm_up: Duration,
     /// Most events that may be acknowledged and not stored, when somebody reports what is stored ([`Plan::stored`]).
     pub backlog: u64,
+    /// What the events are like.
+    pub shape: Shape,
 }
 
 /// What all connections share.
@@ -158,7 +160,7 @@ impl Plan {
     /// Prepares everything; the clock runs from here on.
     pub fn new(address: SocketAddr, load: Load) -> Self {
         let heads = (0..load.tenants).map(|tenant| head(address, tenant)).collect();
-        let templates = body::templates(usize::try_from(load.batch).unwrap_or(usize::MAX));
+        let templates = body::templates(usize::try_from(load.batch).unwrap_or(usize::MAX), load.shape);
         let pace = match load.rate {
             0 => Duration::ZERO,
             rate => Duration::from_nanos(load.batch.saturating_mul(1_000_000_000) / rate),

@@ -192,6 +192,7 @@ async fn plan(options: &Options, url: &Uri) -> anyhow::Result<Plan> {
         duration: Duration::from_secs(options.duration),
         warm_up: Duration::ZERO,
         backlog: u64::MAX,
+        shape: body::Shape::default(),
     };
     Ok(Plan::new(address, load))
 }

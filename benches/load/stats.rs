@@ -50,8 +50,34 @@ impl Cpu {
     }
 }
 
+/// CPU seconds of the process `id` until now, its children's not counted.
+pub fn cpu_of(id: u32) -> Option<f64> {
+    process(id).map(|process| process.cpu.as_secs_f64())
+}
+
+/// CPU seconds of the children of the process `id` that live.
+pub fn children_cpu(id: u32) -> f64 {
+    let Cpu(processes) = Cpu::now(Some(id));
+    let children = processes.values().filter(|process| process.parent == id);
+    children.map(|process| process.cpu.as_secs_f64()).sum()
+}
+
+/// CPU seconds of each thread of the process `id`, with its name, by its number: older ones first.
+pub fn threads(id: u32) -> BTreeMap<u32, (String, f64)> {
+    let entries = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let threads = numbers.filter_map(|number| {
+        let thread = parse(&fs::read_to_string(format!("/proc/{id}/task/{number}/stat")).ok()?)?;
+        Some((number, (thread.name, thread.cpu.as_secs_f64())))
+    });
+    threads.collect()
+}
+
 fn process(id: u32) -> Option<Process> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    parse(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+}
+
+fn parse(stat: &str) -> Option<Process> {
     // The name is in parentheses and may hold some itself.
     let (head, rest) = stat.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();
@@ -102,6 +128,37 @@ pub struct Report {
 #[expect(clippy::cast_precision_loss, reason = "numbers for people")]
 pub fn real(number: u64) -> f64 {
     number as f64
+}
+
+/// Three significant digits at least, thousands apart.
+pub fn shown(value: f64) -> String {
+    let decimals = match value.abs() {
+        large if large >= 100.0 => 0,
+        middle if middle >= 10.0 => 1,
+        small if small >= 0.1 || small == 0.0 => 2,
+        _ => 4,
+    };
+    let text = format!("{value:.decimals$}");
+    match text.split_once('.') {
+        Some((whole, rest)) => format!("{}.{rest}", apart(whole)),
+        None => apart(&text),
+    }
+}
+
+/// A whole number, thousands apart.
+pub fn shown_whole(number: u64) -> String {
+    apart(&number.to_string())
+}
+
+fn apart(digits: &str) -> String {
+    let mut spaced = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit() && !spaced.ends_with('-') {
+            spaced.push(',');
+        }
+        spaced.push(digit);
+    }
+    spaced
 }
 
 impl Report {

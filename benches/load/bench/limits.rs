@@ -20,13 +20,18 @@ use axum::{
 };
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use load::{body, client, stats::real, verify::ClickHouse};
+use load::{
+    body, client,
+    process::{self, Process},
+    sending::rate_of,
+    stats::real,
+    verify::ClickHouse,
+};
 use serde::Deserialize;
 
 use crate::{
-    measure::{Figures, load_of, rate_of},
+    measure::{Figures, load_of},
     options::Options,
-    rig::{self, Process},
 };
 
 /// Bytes of an append to the bare file.
@@ -54,7 +59,7 @@ pub async fn measure(options: &Options) -> anyhow::Result<Figures> {
 /// Events a second that an HTTP server in a process of its own takes when it reads bodies and does nothing with them, with
 /// the same framework, connections and load as the engine.
 async fn http(options: &Options, batch: u64) -> anyhow::Result<f64> {
-    let port = rig::free_port()?;
+    let port = process::free_port()?;
     let home = tempfile::TempDir::new_in(&options.dir)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--answer", &batch.to_string(), "--port", &port.to_string()]);
@@ -131,7 +136,7 @@ struct Event<'a> {
 
 /// Events a second that one core parses out of bodies of 100, into borrowed structs.
 fn parse(duration: Duration) -> anyhow::Result<f64> {
-    let templates = body::templates(100);
+    let templates = body::templates(100, body::Shape::default());
     let (begun, mut events, mut used) = (Instant::now(), 0_u64, 0);
     for template in templates.iter().cycle() {
         let body: Body<'_> = sonic_rs::from_slice(&template.bytes).context("a body is not JSON")?;

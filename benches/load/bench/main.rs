@@ -9,16 +9,15 @@
 //! broker apart. Measurements take turns, so that a machine that slows down slows all of them down.
 
 mod limits;
-mod machine;
 mod measure;
 mod options;
-mod rig;
 mod table;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use load::machine;
 use tokio::signal::unix::{SignalKind, signal};
 
 use options::{Measurement, Options};
@@ -68,7 +67,8 @@ async fn run(options: &Options) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    let machine = machine::describe(options);
+    let mut machine = machine::describe();
+    machine.push(("runs", format!("{} of {} s", options.runs, options.seconds)));
     table::print(options, &machine, &results, &failed);
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&table::json(options, &machine, &results, &failed))?;

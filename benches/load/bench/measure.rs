@@ -1,44 +1,33 @@
 //! The measurements. Each starts on an empty folder, and its figures count only if its check holds.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use load::{
-    body::{self, Maker},
+    body::{self, Maker, Shape},
     client::{self, Connection, Load, Outcome, Plan, Seen, Sent},
+    rig::{Rig, Sink},
+    sending::{DRAIN, FIRST_ROW, LOOK, Sample, Sending, check, rate_of, sample_until, settle},
     stats::{Cpu, Memory, real},
-    verify::{Baseline, ClickHouse},
+    verify::Baseline,
 };
 use tokio::{
     sync::oneshot,
-    task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
     limits,
     options::{CONNECTIONS, Measurement, Options, SESSIONS, TENANTS},
-    rig::{Rig, Sink},
 };
 
 /// Names and values.
 pub type Figures = Vec<(&'static str, f64)>;
 
-/// Between looks at how many rows are stored.
-const LOOK: Duration = Duration::from_millis(100);
 /// Between looks for the events of the probe.
 const PROBE_LOOK: Duration = Duration::from_millis(20);
 /// Between events of the probe.
 const PROBE_PACE: Duration = Duration::from_millis(20);
-/// How long everything may take to be stored after the load has ended.
-const DRAIN: Duration = Duration::from_secs(900);
-/// How long the first row may take.
-const FIRST_ROW: Duration = Duration::from_secs(60);
 /// The time of a load that is stopped when the measurement is over.
 const UNTIL_STOPPED: Duration = Duration::from_secs(24 * 3600);
 /// Load before a latency counts.
@@ -76,6 +65,7 @@ pub fn load_of(options: &Options, batch: u64) -> Load {
         duration: options.duration(),
         warm_up: Duration::ZERO,
         backlog: u64::MAX,
+        shape: Shape::default(),
     }
 }
 
@@ -84,71 +74,9 @@ fn steady_load(options: &Options, batch: u64) -> Load {
     Load { rate: options.rate, duration: UNTIL_STOPPED, ..load_of(options, batch) }
 }
 
-/// A load beside which something else is done. It ends with its handle, also when the measurement fails.
-struct Sending {
-    plan: Arc<Plan>,
-    task: JoinHandle<anyhow::Result<Seen>>,
-}
-
-impl Sending {
-    fn start(plan: Plan) -> Self {
-        let plan = Arc::new(plan);
-        let sent = Arc::clone(&plan);
-        Self { plan, task: tokio::spawn(async move { client::send(&sent).await }) }
-    }
-
-    /// Ends the load and waits for the answers that are due.
-    async fn stop(&mut self) -> anyhow::Result<Seen> {
-        self.plan.stop.store(true, Ordering::Relaxed);
-        (&mut self.task).await?
-    }
-}
-
-impl Drop for Sending {
-    fn drop(&mut self) {
-        self.plan.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Events acknowledged a second.
-pub fn rate_of(plan: &Plan, seen: &Seen) -> f64 {
-    let elapsed = seen.last.unwrap_or(plan.start) - plan.start;
-    real(plan.acknowledged.load(Ordering::Relaxed)) / elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
-}
-
-/// Waits until everything is stored, and checks that all of it is, once.
-async fn settle(clickhouse: &ClickHouse, seen: &mut Seen) -> anyhow::Result<()> {
-    let deadline = Instant::now() + DRAIN;
-    clickhouse.wait(Baseline::default(), &seen.events, deadline).await?;
-    check(clickhouse, seen, deadline).await
-}
-
-/// Checks that everything that was acknowledged is stored, once.
-async fn check(clickhouse: &ClickHouse, seen: &mut Seen, deadline: Instant) -> anyhow::Result<()> {
-    ensure!(!seen.events.is_empty(), "nothing was acknowledged: {:?} {:?}", seen.statuses, seen.samples);
-    let verdict = clickhouse.verify(Baseline::default(), &mut seen.events, deadline).await?;
-    if !verdict.is_right() {
-        verdict.print();
-        bail!("not every acknowledged event is stored once");
-    }
-    ensure!(
-        seen.odd_answers == 0 && seen.rejected.is_empty() && seen.unanswered == 0,
-        "{} answers that cannot be right, {} requests without an answer, rejected: {:?} {:?}",
-        seen.odd_answers,
-        seen.unanswered,
-        seen.rejected,
-        seen.samples
-    );
-    if seen.statuses.keys().any(|status| *status != 200) {
-        eprintln!("  statuses {:?}, {} requests given up: {:?}", seen.statuses, seen.failed, seen.samples);
-    }
-    eprintln!("  {} events, each stored once", seen.events.len());
-    Ok(())
-}
-
 /// Events a second that are accepted while ClickHouse is away.
 async fn accept(options: &Options, build: &Path, batch: u64) -> anyhow::Result<f64> {
-    let mut rig = Rig::new(options, build, Sink::Apart)?;
+    let mut rig = Rig::new(options.setup(build), Sink::Apart)?;
     rig.start_engine().await?;
     let plan = Arc::new(Plan::new(rig.api, load_of(options, batch)));
     let mut seen = client::send(&plan).await?;
@@ -160,26 +88,10 @@ async fn accept(options: &Options, build: &Path, batch: u64) -> anyhow::Result<f
     Ok(rate)
 }
 
-/// How far the load and ClickHouse are at a moment.
-#[derive(Clone, Copy)]
-struct Sample {
-    at: Instant,
-    acknowledged: u64,
-    stored: u64,
-}
-
-impl Sample {
-    async fn now(plan: &Plan, clickhouse: &ClickHouse) -> anyhow::Result<Self> {
-        let stored = clickhouse.rows().await?;
-        plan.stored(stored);
-        Ok(Self { at: Instant::now(), acknowledged: plan.acknowledged.load(Ordering::Relaxed), stored })
-    }
-}
-
 /// Events a second that are accepted and stored, with a backlog that does not grow: the load waits while more than so many
 /// events are on their way. The lower one of both rates counts.
 async fn end_to_end(options: &Options, build: &Path, sink: Sink) -> anyhow::Result<Figures> {
-    let mut rig = Rig::new(options, build, sink)?;
+    let mut rig = Rig::new(options.setup(build), sink)?;
     rig.start_engine().await?;
     let clickhouse = Arc::new(rig.clickhouse()?);
     let engine = rig.engine().context("no engine")?;
@@ -236,24 +148,9 @@ async fn end_to_end(options: &Options, build: &Path, sink: Sink) -> anyhow::Resu
     Ok(figures)
 }
 
-/// Looks again and again, so that the load knows its backlog. The last look is the first one after `end` that finds more
-/// than the one before: rows come by the insert, and a measurement is from one insert's end to another's.
-async fn sample_until(plan: &Plan, clickhouse: &ClickHouse, end: Instant) -> anyhow::Result<Sample> {
-    let mut before = Sample::now(plan, clickhouse).await?;
-    loop {
-        sleep(LOOK).await;
-        let sample = Sample::now(plan, clickhouse).await?;
-        if sample.at >= end && sample.stored > before.stored {
-            return Ok(sample);
-        }
-        ensure!(sample.at < end + FIRST_ROW, "nothing more is stored");
-        before = sample;
-    }
-}
-
 /// Time to the acknowledgement at a rate, in batches of 10.
 async fn ack(options: &Options, build: &Path) -> anyhow::Result<Figures> {
-    let mut rig = Rig::new(options, build, Sink::Embedded)?;
+    let mut rig = Rig::new(options.setup(build), Sink::Embedded)?;
     rig.start_engine().await?;
     let load = Load { duration: WARM_UP + options.duration(), warm_up: WARM_UP, ..steady_load(options, 10) };
     let plan = Arc::new(Plan::new(rig.api, load));
@@ -276,7 +173,7 @@ fn note_rate(options: &Options, plan: &Plan, seen: &Seen) {
 /// From the moment at which an event was to be sent until a query finds it, at a rate. The events that are looked for are
 /// single ones of a tenant of their own.
 async fn queryable(options: &Options, build: &Path) -> anyhow::Result<Figures> {
-    let mut rig = Rig::new(options, build, Sink::Embedded)?;
+    let mut rig = Rig::new(options.setup(build), Sink::Embedded)?;
     rig.start_engine().await?;
     let clickhouse = rig.clickhouse()?;
     let mut sending = Sending::start(Plan::new(rig.api, steady_load(options, 10)));
@@ -318,7 +215,7 @@ async fn probe(
     duration: Duration,
     done: oneshot::Sender<Vec<(Sent, Instant)>>,
 ) -> anyhow::Result<()> {
-    let (head, templates) = (client::head(api, TENANTS), body::templates(1));
+    let (head, templates) = (client::head(api, TENANTS), body::templates(1, Shape::default()));
     let mut maker = Maker::new(1, SESSIONS);
     let mut connection = Connection::open(api).await?;
     let mut sent = Vec::new();
@@ -347,7 +244,7 @@ fn quantile(values: &[f64], percent: usize) -> f64 {
 
 /// From the start of an engine that was killed until it is ready, with a full log; as many times as there are runs.
 async fn ready(options: &Options, build: &Path) -> anyhow::Result<Figures> {
-    let mut rig = Rig::new(options, build, Sink::Apart)?;
+    let mut rig = Rig::new(options.setup(build), Sink::Apart)?;
     rig.start_engine().await?;
     let mut sending = Sending::start(Plan::new(rig.api, Load { duration: DRAIN, ..load_of(options, 100) }));
     while rig.wal_bytes() < options.wal_bytes && !sending.task.is_finished() {
@@ -369,7 +266,7 @@ async fn ready(options: &Options, build: &Path) -> anyhow::Result<Figures> {
 /// How many times as fast as they come in events are stored after an outage of ClickHouse, while the load goes on: from the
 /// moment at which ClickHouse answers again until no more than a second of the load is on its way.
 async fn drain(options: &Options, build: &Path) -> anyhow::Result<Figures> {
-    let mut rig = Rig::new(options, build, Sink::Apart)?;
+    let mut rig = Rig::new(options.setup(build), Sink::Apart)?;
     rig.start_clickhouse().await?;
     rig.start_engine().await?;
     let clickhouse = rig.clickhouse()?;

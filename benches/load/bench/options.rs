@@ -1,15 +1,17 @@
 //! What the benchmark is asked for.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
+use load::rig::Setup;
 
 /// Tenants, sessions and connections of every load.
 pub const TENANTS: u32 = 50;
 pub const SESSIONS: usize = 100_000;
 pub const CONNECTIONS: u64 = 64;
-/// Ids in the engine's dedup window.
-pub const DEDUP_IDS: u64 = 1_000_000;
 
 /// Measures an engine: what it takes, stores, costs and how it recovers, beside what this machine could do at most
 ///
@@ -104,6 +106,18 @@ impl Measurement {
 }
 
 impl Options {
+    /// What every rig is made of.
+    pub fn setup(&self, build: &Path) -> Setup {
+        Setup {
+            program: build.to_owned(),
+            tansu: self.tansu.clone(),
+            dir: self.dir.clone(),
+            // One more than the load has, for the probe.
+            tenants: TENANTS + 1,
+            settings: Vec::new(),
+        }
+    }
+
     pub fn measures(&self, measurement: Measurement) -> bool {
         self.only.is_empty() || self.only.contains(&measurement)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use load::stats::shown;
 use serde_json::{Value, json};
 
 use crate::{measure::Figures, options::Options};
@@ -116,26 +117,6 @@ const LIMITS: &[Row] = &[
     row("insert_drain", "the same, in times the ingest rate", "times", Target::None, ""),
     row("generator_cpu", "the load generator's CPU, end to end, embedded", "s/million", Target::None, ""),
 ];
-
-/// Three significant digits at least, thousands apart.
-fn shown(value: f64) -> String {
-    let decimals = match value.abs() {
-        large if large >= 100.0 => 0,
-        middle if middle >= 10.0 => 1,
-        small if small >= 0.1 || small == 0.0 => 2,
-        _ => 4,
-    };
-    let text = format!("{value:.decimals$}");
-    let (whole, rest) = text.split_once('.').map_or((text.as_str(), String::new()), |(w, r)| (w, format!(".{r}")));
-    let mut spaced = String::new();
-    for (index, digit) in whole.chars().enumerate() {
-        if index > 0 && (whole.len() - index).is_multiple_of(3) && digit.is_ascii_digit() && !spaced.ends_with('-') {
-            spaced.push(',');
-        }
-        spaced.push(digit);
-    }
-    spaced + &rest
-}
 
 fn spread(summary: Summary) -> String {
     format!("{} to {}", shown(summary.least), shown(summary.most))

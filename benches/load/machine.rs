@@ -2,10 +2,10 @@
 
 use std::{fs, process::Command, thread};
 
-use crate::options::Options;
+use crate::stats::real;
 
-/// Names and values, for the head of the table.
-pub fn describe(options: &Options) -> Vec<(&'static str, String)> {
+/// Names and values, for the head of a table.
+pub fn describe() -> Vec<(&'static str, String)> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -17,10 +17,9 @@ pub fn describe(options: &Options) -> Vec<(&'static str, String)> {
         ("date", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()),
         ("processor", field(&read("/proc/cpuinfo"), "model name")),
         ("cores", cores),
-        ("memory", format!("{:.1} GiB", load::stats::real(memory) / f64::from(1 << 20))),
+        ("memory", format!("{:.1} GiB", real(memory) / f64::from(1 << 20))),
         ("kernel", read("/proc/sys/kernel/osrelease").trim().to_owned()),
         ("revision", revision()),
-        ("runs", format!("{} of {} s", options.runs, options.seconds)),
     ]
 }
 

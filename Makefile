@@ -37,9 +37,9 @@ run: setup ## Install what is missing, build, and start the engine alone on this
 
 .PHONY: test
 test: setup-test ## Install what is missing and run all tests against the real broker and the real ClickHouse engine
-	@# Integration tests start engines, brokers and databases of their own, and wait half of the time: three at a time keep two
+	@# Integration tests start engines, brokers and databases of their own, and wait half of the time: four at a time keep two
 	@# cores busy.
-	RUST_TEST_THREADS=3 cargo test --workspace --locked --no-fail-fast
+	RUST_TEST_THREADS=4 cargo test --workspace --locked --no-fail-fast
 
 .PHONY: chaos
 chaos: setup-test ## Cause every fault again and again for CHAOS_MINUTES=10, check that nothing is lost or twice, measure recovery

@@ -9,6 +9,7 @@ use ingestion_engine::{
     config::{Config, LogFormat},
     dead_letters::commands::DeadLettersArgs,
     erasure::commands as erasure,
+    error_chain::chain,
     ids::{EventId, TenantId},
     ledger, logging, memory,
     plugins::{
@@ -210,7 +211,7 @@ fn ledger(config: &Config, json: bool) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_FAILURE),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(&*error));
             ExitCode::from(EXIT_NOT_ASKED)
         }
     }
@@ -255,8 +256,9 @@ fn told(done: Result<(), impl Into<anyhow::Error>>) -> ExitCode {
     match done.map_err(Into::into) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { EXIT_USAGE } else { EXIT_FAILURE })
+            eprintln!("error: {}", chain(&*error));
+            let wrong = error.is::<Usage>() || error.downcast_ref().is_some_and(tenants::CommandError::is_usage);
+            ExitCode::from(if wrong { EXIT_USAGE } else { EXIT_FAILURE })
         }
     }
 }
@@ -265,7 +267,7 @@ fn finish(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", chain(&*error));
             ExitCode::from(EXIT_FAILURE)
         }
     }

@@ -45,7 +45,7 @@ fn tenant() -> TenantId {
 /// A body of a request.
 fn sample() -> Vec<u8> {
     let mut maker = Maker::new(1, 100_000);
-    maker.fill("", body::templates(EVENTS).first().unwrap(), 0);
+    maker.fill("", body::templates(EVENTS, body::Shape::default()).first().unwrap(), 0);
     let head = maker.bytes.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
     maker.bytes.split_off(head)
 }

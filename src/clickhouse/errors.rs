@@ -61,6 +61,16 @@ const CONFIGURATION_CODES: &[u32] = &[
     516, // AUTHENTICATION_FAILED
 ];
 
+/// Codes of a machine that has too little of something, whatever the statement.
+const MACHINE_CODES: &[u32] = &[
+    74,  // CANNOT_READ_FROM_FILE_DESCRIPTOR
+    75,  // CANNOT_WRITE_TO_FILE_DESCRIPTOR
+    76,  // CANNOT_OPEN_FILE
+    241, // MEMORY_LIMIT_EXCEEDED
+    243, // NOT_ENOUGH_SPACE
+    252, // TOO_MANY_PARTS
+];
+
 /// Who can mend an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -112,6 +122,11 @@ impl QueryError {
         let summary = format!("no answer within {} s", limit.as_secs_f64());
         let source = clickhouse::error::Error::Other(summary.clone().into());
         Self { kind: Kind::Infrastructure, code: None, summary, source }
+    }
+
+    /// Whether the machine lacks something: not even a view that fails is at fault then.
+    pub fn is_of_the_machine(&self) -> bool {
+        self.code.is_some_and(|code| MACHINE_CODES.contains(&code))
     }
 
     /// Whether a table or its database is not there.

@@ -254,7 +254,7 @@ impl Places {
         let listed = match &self.table {
             Table::In(client) => Store::new((**client).clone()).list(filter, state, None, limit, with_bytes).await,
             Table::NotYet(why) => return Ok(Found::of(found, limit, Asked::Nothing(why.clone()))),
-            Table::Away(error) => return Ok(Found::of(found, limit, Asked::Failed(anyhow!("{error:#}")))),
+            Table::Away(error) => return Ok(Found::of(found, limit, Asked::Failed(anyhow!(chain(&**error))))),
         };
         match listed {
             Ok(listed) => {
@@ -324,7 +324,10 @@ impl Places {
         let (entry, local) = match (found.first(), asked) {
             (Some(found), Asked::All | Asked::Nothing(_)) => found,
             (Some(found), Asked::Failed(error)) => {
-                eprintln!("warning: what became of the letter is not known, its table could not be asked: {error:#}");
+                eprintln!(
+                    "warning: what became of the letter is not known, its table could not be asked: {}",
+                    chain(&*error)
+                );
                 found
             }
             (None, Asked::All) => bail!("there is no dead letter {letter}{ALL}"),

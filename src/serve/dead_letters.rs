@@ -13,6 +13,7 @@ use crate::{
         commands::{self, Action, Places, Table},
         replay::{Filter, Summary},
     },
+    error_chain::chain,
     ids::TenantId,
     ledger::UNKNOWN,
 };
@@ -37,7 +38,7 @@ pub async fn dead_letters(config: &Config, action: Action, find: impl Fn(&str) -
     };
     let table = match &connection {
         Ok(connection) => Table::In(Box::new(connection.client().clone())),
-        Err(error) => Table::Away(anyhow!("{error:#}")),
+        Err(error) => Table::Away(anyhow::Error::msg(chain(&**error))),
     };
     let done = print(config, action, find, table).await;
     if let Ok(connection) = connection {

@@ -8,6 +8,7 @@ use super::{Common, maintenance, settings, storage};
 use crate::{
     config::Config,
     control::{self, ClientError, Request},
+    error_chain::chain,
     ids::TenantId,
     ledger::{Connect, Ledger, Log, Report, Source},
     wal::{Holdings, Wal},
@@ -18,9 +19,7 @@ pub(super) fn of_node(common: &Common, wal: &Wal) -> Arc<dyn Source> {
     let (config, clickhouse) = (Arc::clone(&common.config), Arc::clone(&common.clickhouse));
     let connect: Connect = Arc::new(move || match clickhouse.get() {
         Some(reached) => Ok(reached.client.clone()),
-        None if config.clickhouse.url.is_some() => {
-            storage::remote_client(&config).map_err(|error| format!("{error:#}"))
-        }
+        None if config.clickhouse.url.is_some() => storage::remote_client(&config).map_err(|error| chain(&*error)),
         None => Err("ClickHouse has not been reached yet".to_owned()),
     });
     Arc::new(made(&common.config, Log::Open(wal.clone()), connect))

@@ -93,14 +93,8 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
     let common = Common { config: Arc::new(config), health, metrics, dead_letters, tables, clickhouse, front };
     let config = Arc::clone(&common.config);
 
-    let log = if config.process.roles.api { Some(open_log(&common).await?) } else { None };
+    let log = if config.process.roles.api { Some(open_log_on_its_way(&common).await?) } else { None };
     let wal = log.as_ref().map(|log| log.wal.clone());
-    if let Some(wal) = &wal
-        && let Err(refused) = route::keep(&config, wal).await
-    {
-        wal.clone().close().await.context("closing the write-ahead log")?;
-        return Err(refused);
-    }
     // Plugins come before the API: an event of a type that one adds must not be refused because the engine just started.
     let ledger = wal.as_ref().map(|wal| ledger::of_node(&common, wal));
     let running = match purpose {
@@ -160,12 +154,37 @@ pub async fn erase(config: &Config, request: commands::Request) -> Result<comman
     report
 }
 
+/// Opens the log, if its events may go where the configuration says.
+async fn open_log_on_its_way(common: &Common) -> Result<OpenLog> {
+    let log = open_log(common).await?;
+    let kept = route::keep(&common.config, &log.wal).await;
+    if matches!(kept, Ok(route::Kept::GoOn)) {
+        return Ok(log);
+    }
+    log.wal.close().await.context("closing the write-ahead log")?;
+    kept?;
+    tracing::info!("events are stored in another ClickHouse from now on: the ledger begins anew");
+    wal::Wal::forget_books(&settings::wal(&common.config))
+        .context("beginning the books of the write-ahead log anew")?;
+    let log = open_log(common).await?;
+    // Last, so that a start that was cut off does it all again.
+    route::remember(&common.config, &log.wal).await?;
+    Ok(log)
+}
+
 async fn open_log(common: &Common) -> Result<OpenLog> {
     let settings = settings::wal(&common.config);
     let folder = settings.dir.display().to_string();
     let (health, metrics) = (common.health.component("wal"), Arc::clone(&common.metrics));
     let opened = tokio::task::spawn_blocking(move || wal::Wal::open(settings, health, metrics)).await?;
-    let (wal, reader) = opened.with_context(|| format!("opening the write-ahead log in {folder}"))?;
+    let (wal, reader) = opened.map_err(|error| {
+        let advice = match error.is_full() {
+            true => ": its disk is full; free some space there (64 MiB are enough to begin with) and start the engine again, all \
+                     that was acknowledged is in the log",
+            false => "",
+        };
+        anyhow::Error::new(error).context(format!("opening the write-ahead log in {folder}{advice}"))
+    })?;
     Ok(OpenLog { wal, reader })
 }
 

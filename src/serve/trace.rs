@@ -152,7 +152,7 @@ async fn ask_tables(config: &Config, question: &Question, met: &tables::Elsewher
             };
             Asked::Answered(found, what)
         }
-        Ok(Err(error)) => Asked::Failed(tables::InTables::default(), format!("{error:#}")),
+        Ok(Err(error)) => Asked::Failed(tables::InTables::default(), chain(&*error)),
         Err(_elapsed) => Asked::Failed(tables::InTables::default(), "it does not answer in time".to_owned()),
     }
 }

@@ -104,6 +104,9 @@ impl Report {
             }
             Kind::Configuration => (true, format!("ClickHouse refuses this engine: {error}")),
             Kind::Data => (false, format!("ClickHouse refuses the rows: {error}")),
+            Kind::ViewPush { view } if error.is_of_the_machine() => {
+                (true, format!("ClickHouse cannot write to materialized view {view}: {error}"))
+            }
             Kind::ViewPush { view } => {
                 (false, format!("materialized view {view} fails and must be mended or dropped: {error}"))
             }

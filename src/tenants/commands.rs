@@ -70,6 +70,17 @@ pub enum CommandError {
     /// There is no such tenant.
     #[error("there is no tenant {0:?}; `ingestion-engine tenants list` shows those that there are")]
     NoTenant(String),
+    /// A tenant that is to be added has no name.
+    #[error("the name is empty: give the tenant one, by which people and commands know it")]
+    NoName,
+    /// A tenant that is to be added has the name of another, or its id for a name.
+    #[error("the tenant {id} has the name {name:?} already; commands could not tell the two apart")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Of the one that has it.
+        id: TenantId,
+    },
     /// More than one is meant.
     #[error("{count} tenants have the name {name:?}: give the id")]
     AmbiguousTenant {
@@ -100,6 +111,13 @@ pub enum CommandError {
     Show(#[from] serde_json::Error),
 }
 
+impl CommandError {
+    /// Whether the arguments, or the file, are wrong, and not the machine.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Self::Io { .. } | Self::Edit { .. } | Self::Random(_) | Self::Show(_))
+    }
+}
+
 /// Carries out `action` and prints what came of it.
 ///
 /// # Errors
@@ -111,7 +129,13 @@ pub fn tenants(action: TenantsAction, settings: &Settings) -> Result<(), Command
             let id = TenantId(id.unwrap_or_else(Uuid::now_v7));
             let key = if no_key { None } else { Some(made("default", &[Scope::Ingest])?) };
             let (tier, retention) = (tier.as_deref(), retention.as_deref());
-            store.change(|file, _| {
+            store.change(|file, tenants| {
+                if name.is_empty() {
+                    return Err(CommandError::NoName);
+                }
+                if let Some(other) = tenants.iter().find(|other| other.name == name) {
+                    return Err(CommandError::NameTaken { name: name.clone(), id: other.id });
+                }
                 file.add_tenant(&NewTenant { id, name: &name, tier, retention }).map_err(|error| store.edit(error))?;
                 key.iter().try_for_each(|(_, key)| file.add_key(id, key)).map_err(|error| store.edit(error))
             })?;

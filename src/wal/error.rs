@@ -53,6 +53,17 @@ pub enum OpenError {
     Store(#[source] StoreError),
 }
 
+impl OpenError {
+    /// Whether its file system is full: with some space it opens.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => is_full(source),
+            Self::Store(error) => error.no_space().is_some(),
+            _ => false,
+        }
+    }
+}
+
 /// Why an append was not taken. Nothing of it is in the log, with one exception: [`AppendError::Poisoned`], after which
 /// it is unknown.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -78,6 +78,7 @@ mod window;
 mod writer;
 
 use std::{
+    io,
     path::PathBuf,
     sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     thread,
@@ -308,6 +309,7 @@ impl Wal {
             last_care: now,
             last_marks: now,
             last_commit: now,
+            gather: Duration::ZERO,
             since_care: 0,
             lock,
         };
@@ -461,6 +463,19 @@ impl Wal {
     /// [`OpenError::Lock`] when an engine has it, [`OpenError::Unread`] when an engine must open it first.
     pub fn holdings_in(settings: &Settings) -> Result<Option<Holdings>, OpenError> {
         holdings::in_closed_log(settings)
+    }
+
+    /// Has the books of a log that is not open begin anew with its next opening, with the records that wait then. For when
+    /// nothing can be held against them any more.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn forget_books(settings: &Settings) -> io::Result<()> {
+        let Ok(file) = state::path(&settings.dir, books::NAME) else { return Ok(()) };
+        match std::fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => file.parent().map_or(Ok(()), state::sync_folder),
+        }
     }
 
     /// The log in numbers.

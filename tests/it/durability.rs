@@ -1,6 +1,6 @@
 //! What was acknowledged is there, whatever ends the engine.
 
-use std::{process::Stdio, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -45,6 +45,34 @@ fn sigterm_under_load_answers_what_is_in_flight_and_exits_0() {
     assert_eq!(sent.refused, Vec::<String>::new(), "nothing in flight was refused");
     let engine = setup.start();
     sent.wait_until_stored(&engine.clickhouse());
+}
+
+/// What a merge leaves on a file system that is full (seen on tmpfs): its part is in use, and every small file of it is empty.
+#[test]
+fn an_empty_part_that_a_merge_has_left_gives_way_to_those_that_it_was_made_of() {
+    let home = tempfile::tempdir().unwrap();
+    let setup = Setup::new(home.path()).config("[sink]\nmax_age = \"50ms\"");
+    let engine = setup.start();
+    let clickhouse = engine.clickhouse();
+    let load = Load::start(&engine);
+    load.wait_for_requests(200);
+    let sent = load.stop();
+    sent.wait_until_stored(&clickhouse);
+    clickhouse.query("OPTIMIZE TABLE overwatch.events FINAL");
+    clickhouse.stop_merges();
+    let merged =
+        "SELECT path FROM system.parts WHERE active AND database = 'overwatch' AND table = 'events' AND level > 0";
+    let part = clickhouse.query(&format!("{merged} LIMIT 1"));
+    for file in fs::read_dir(part.trim()).unwrap() {
+        let file = file.unwrap().path();
+        if file.file_name().is_some_and(|name| name != "data.bin") {
+            fs::File::options().write(true).truncate(true).open(file).unwrap();
+        }
+    }
+    engine.wait_for_log("a merge has left an empty part");
+    eventually("it is started again", || engine.metric("ingestion_clickhouse_starts_total") == 2 && engine.is_up());
+    sent.is_stored_once(&clickhouse);
+    setup.ledger().unwrap();
 }
 
 #[test]

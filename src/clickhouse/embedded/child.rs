@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::Duration,
@@ -38,6 +38,9 @@ const CANCELLED: Duration = Duration::from_secs(3);
 
 /// How long the process may live on after its parent is gone: well below [`LOCK_PATIENCE`] of the next start.
 const ORPHANED: Duration = Duration::from_secs(5);
+
+/// How often the parts are looked at: often in the eight minutes for which a merge's sources are kept.
+const LOOK_AT_PARTS: Duration = Duration::from_secs(5);
 
 /// Threads that move bytes between sockets and requests; everything heavy runs elsewhere.
 const ASYNC_THREADS: usize = 2;
@@ -248,6 +251,13 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
         "the embedded engine is open"
     );
 
+    if watch_parent {
+        let (path, orphaned) = (path.clone(), orphaned.clone());
+        thread::Builder::new()
+            .name("part-watch".to_owned())
+            .spawn(move || end_with_a_hollow_part(&path, &orphaned))
+            .map_err(|source| ChildError::Io { what: "cannot watch the parts", source })?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(ASYNC_THREADS)
         .max_blocking_threads(facade::BLOCKING_THREADS)
@@ -375,6 +385,28 @@ fn end_with_parent(orphaned: &CancellationToken) {
     // An orderly end takes less, and then this thread ends with the process.
     thread::sleep(ORPHANED);
     end_now();
+}
+
+/// Ends this process when a merge has replaced parts with an empty one: the next start takes those parts again, as long as they
+/// are there.
+fn end_with_a_hollow_part(path: &Path, orphaned: &CancellationToken) {
+    while !orphaned.is_cancelled() {
+        thread::sleep(LOOK_AT_PARTS);
+        match durable::hollow_part(path) {
+            Ok(Some(part)) if !orphaned.is_cancelled() => {
+                tracing::error!(
+                    part = %part.display(),
+                    "a merge has left an empty part, as on a full disk: the embedded engine starts again, without it and with the \
+                     parts that it was made of"
+                );
+                // Not an orderly end, which might clear away what is needed.
+                end_now();
+            }
+            Ok(_) => {}
+            // What makes it matter would show in queries.
+            Err(error) => tracing::debug!(%error, "the parts cannot be looked at"),
+        }
+    }
 }
 
 /// Ends the process without running exit handlers.

@@ -178,6 +178,29 @@ fn tables(root: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(all)
 }
 
+/// A part that is in use and has nothing in it but, perhaps, columns: a merge on a file system that was full has left it in the
+/// place of those that it was made of (seen on tmpfs: every small file of it was empty, and the engine took it all the same).
+///
+/// The engine deletes what a merge has replaced after eight minutes. Until then a start finds the part broken, sets it aside,
+/// and takes those again.
+pub(super) fn hollow_part(root: &Path) -> io::Result<Option<PathBuf>> {
+    // Written before a part gets its name, and never empty.
+    let is_hollow = |part: &Path| {
+        let sums = found(fs::metadata(part.join("checksums.txt")))?;
+        io::Result::Ok(sums.is_some_and(|sums| sums.len() == 0))
+    };
+    for table in tables(root)? {
+        for (part, is_folder) in entries(&table)? {
+            let is_part =
+                part.file_name().and_then(|name| name.to_str()).is_some_and(|name| Part::read(name).is_some());
+            if is_folder && is_part && is_hollow(&part)? {
+                return Ok(Some(part));
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// A part by its name: `partition_first_last_level`, and behind it the number of a mutation.
 struct Part<'n> {
     partition: &'n str,

@@ -20,7 +20,7 @@ fn run(setup: &Setup, words: &str) -> String {
 /// What the command of these words says when it fails.
 fn fail(setup: &Setup, words: &str) -> String {
     let output = setup.command(words).to_end();
-    assert_eq!(output.status.code(), Some(1), "{words}: {output:?}");
+    assert_eq!(output.status.code(), Some(64), "{words}: {output:?}");
     String::from_utf8(output.stderr).unwrap()
 }
 
@@ -78,7 +78,10 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     let id = "00000000-0000-0000-0000-000000000001";
     run(&setup, &format!("tenants add one --id {id}"));
     run(&setup, "tenants add twin --no-key");
-    run(&setup, "tenants add twin --no-key");
+    // What no command does, a hand may.
+    let twin = "\n[[tenants]]\nid = \"00000000-0000-0000-0000-000000000002\"\nname = \"twin\"\n";
+    let text = std::fs::read_to_string(setup.tenants_file()).unwrap() + twin;
+    std::fs::write(setup.tenants_file(), text).unwrap();
     run(&setup, "keys create one --name a");
     run(&setup, "keys create one --name a");
     let before = std::fs::read_to_string(setup.tenants_file()).unwrap();
@@ -90,12 +93,16 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
         ("keys rotate one default --grace soon", &["\"soon\"", "\"90d\""]),
         ("keys create one --expires 2020-01-01T00:00:00Z", &["2020-01-01T00:00:00Z", "to come"]),
         (&format!("tenants add other --id {id}"), &["the id of tenants[", "give every tenant its own id"]),
+        ("tenants add one", &[id, "has the name \"one\" already"]),
         ("tenants add other --tier gold", &["tier = \"gold\"", "\"enterprise\""]),
         ("tenants add other --tier free --retention 9d", &["the tier \"free\" has its own"]),
     ] {
         let said = fail(&setup, words);
         assert!(parts.iter().all(|part| said.contains(part)), "{words}: {said}");
     }
+    let nameless = setup.command("tenants add").arg("").to_end();
+    assert_eq!(nameless.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&nameless.stderr).contains("the name is empty"), "{nameless:?}");
     for usage in ["tenants", "keys create", "keys create one --scope write", "keys create one --origin shop.example"] {
         assert_eq!(setup.command(usage).to_end().status.code(), Some(64), "{usage}");
     }

@@ -309,7 +309,6 @@ impl Wal {
             last_care: now,
             last_marks: now,
             last_commit: now,
-            gather: Duration::ZERO,
             since_care: 0,
             lock,
         };

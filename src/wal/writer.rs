@@ -30,11 +30,6 @@ use crate::{error_chain::chain, folder_lock::FolderLock, ids::TenantId};
 
 /// A commit takes no more than this (but always one append): it bounds the wait of the first one in it.
 const COMMIT_BYTES: usize = 4 << 20;
-/// After a commit of so many requests the next one waits for more of them, half as long as that one took but no longer than
-/// this. A commit has costs of its own (the storage engine wakes all of its threads for each), and under such a load the
-/// requests that are answered now are those that come next.
-const CROWD: usize = 8;
-const GATHER: Duration = Duration::from_millis(1);
 /// How often space, seals and deletions are looked after, at most.
 const CARE: Duration = Duration::from_millis(250);
 /// How often with nothing to do: the disk may fill from elsewhere.
@@ -71,8 +66,6 @@ pub(super) struct Writer {
     pub(super) last_care: Instant,
     pub(super) last_marks: Instant,
     pub(super) last_commit: Instant,
-    /// How long the next commit waits for more requests.
-    pub(super) gather: Duration,
     pub(super) since_care: u64,
     /// Released last, when nothing of this log touches the folder any more.
     pub(super) lock: FolderLock,
@@ -108,9 +101,6 @@ impl Writer {
                 Ok(Command::Care) | Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => closing = Some(None),
             }
-            if !batch.is_empty() && !self.gather.is_zero() {
-                std::thread::sleep(self.gather);
-            }
             let mut bytes = batch.iter().map(|(append, ..)| weight(append)).sum::<usize>();
             while bytes < COMMIT_BYTES && rotate.is_none() && closing.is_none() {
                 match commands.try_recv() {
@@ -124,9 +114,7 @@ impl Writer {
                     Err(_) => break,
                 }
             }
-            let (requests, began) = (batch.len(), Instant::now());
             self.commit(&mut batch);
-            self.gather = if requests < CROWD { Duration::ZERO } else { GATHER.min(began.elapsed() / 2) };
             if let Some(reply) = rotate {
                 self.rotate();
                 // The reader that asked may be gone.

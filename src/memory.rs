@@ -83,7 +83,7 @@ pub fn give_back_early() {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::undocumented_unsafe_blocks, reason = "tests")]
+    #![allow(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, reason = "tests")]
 
     use super::*;
 
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn a_piece_keeps_its_bytes_from_one_allocator_to_the_other() {
         for align in [1, 8, 64, 4096] {
-            let layout = |size| Layout::from_size_align(size, align).expect("a layout");
+            let layout = |size| Layout::from_size_align(size, align).unwrap();
             unsafe {
                 let mut piece = Allocator.alloc_zeroed(layout(100));
                 assert_eq!(std::slice::from_raw_parts(piece, 100), [0; 100]);

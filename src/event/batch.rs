@@ -108,7 +108,8 @@ impl<'a> Batch<'a> {
         Ok(Self(Split { events, fields: Vec::new() }))
     }
 
-    /// How many events there are.
+    /// How many events there are: one at least.
+    #[expect(clippy::len_without_is_empty, reason = "it never is")]
     pub fn len(&self) -> usize {
         self.0.events.len()
     }

@@ -207,7 +207,7 @@ fn plain(bytes: &[u8], mut at: usize) -> usize {
         let word = u64::from_le_bytes(*chunk);
         // A borrow marks only bytes above one that is marked rightly, so that the lowest mark is right.
         let below = |word: u64, bound: u64| word.wrapping_sub(LOW * bound) & !word;
-        let marks = (below(word, 0x20) | below(word ^ LOW * 0x22, 1) | below(word ^ LOW * 0x5c, 1)) & HIGH;
+        let marks = (below(word, 0x20) | below(word ^ (LOW * 0x22), 1) | below(word ^ (LOW * 0x5c), 1)) & HIGH;
         if marks != 0 {
             return at + marks.trailing_zeros() as usize / 8;
         }

@@ -178,10 +178,11 @@ async fn open_log(common: &Common) -> Result<OpenLog> {
     let (health, metrics) = (common.health.component("wal"), Arc::clone(&common.metrics));
     let opened = tokio::task::spawn_blocking(move || wal::Wal::open(settings, health, metrics)).await?;
     let (wal, reader) = opened.map_err(|error| {
-        let advice = match error.is_full() {
-            true => ": its disk is full; free some space there (64 MiB are enough to begin with) and start the engine again, all \
-                     that was acknowledged is in the log",
-            false => "",
+        let advice = if error.is_full() {
+            ": its disk is full; free some space there (64 MiB are enough to begin with) and start the engine again, all that was \
+             acknowledged is in the log"
+        } else {
+            ""
         };
         anyhow::Error::new(error).context(format!("opening the write-ahead log in {folder}{advice}"))
     })?;

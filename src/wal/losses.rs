@@ -140,10 +140,9 @@ impl Notice {
             *told = Told::default();
         }
         change(&mut told);
-        let mut text = told.lost.iter().fold(HEAD.to_owned(), |text, range| text + range + "\n");
-        if let Some(when) = &told.books {
-            text += &format!("{BOOKS}{when}\n");
-        }
+        let lines = told.lost.iter().map(|range| format!("{range}\n"));
+        let lines = lines.chain(told.books.iter().map(|when| format!("{BOOKS}{when}\n")));
+        let text: String = std::iter::once(HEAD.to_owned()).chain(lines).collect();
         let written = fs::create_dir_all(&self.folder).and_then(|()| write_atomically(&self.file(), text.as_bytes()));
         told.written = written.is_ok();
         if let Err(error) = written {
@@ -161,36 +160,36 @@ impl Notice {
         if told.is_empty() {
             return None;
         }
-        let mut reason = String::new();
+        let mut parts = Vec::new();
         if !told.lost.is_empty() {
             let more = match told.lost.len().saturating_sub(NAMED) {
                 0 => String::new(),
                 more => format!(" and {more} more ranges"),
             };
             let lost: Vec<&str> = told.lost.iter().take(NAMED).map(String::as_str).collect();
-            reason = format!(
+            parts.push(format!(
                 "damage to its files has taken records {}{more}; everything else goes on. `ingestion-engine ledger` says how \
                  many events that are, and whose where that is known: have these sent again where you can, when the dedup window \
-                 is over (until then their ids are taken for duplicates). ",
+                 is over (until then their ids are taken for duplicates)",
                 lost.join(", "),
-            );
+            ));
         }
         if let Some(when) = &told.books {
-            reason += &format!(
+            parts.push(format!(
                 "its books were damaged, and begin anew at {when}: the ledger counts from there on, and cannot tell whether an \
-                 event of before is missing. "
-            );
+                 event of before is missing"
+            ));
         }
         let (file, folder) = (self.file(), self.folder.display());
-        reason += &if told.written {
+        parts.push(if told.written {
             format!("What is left of the files is in {folder}; remove {} once you have seen this", file.display())
         } else {
+            let file = file.display();
             format!(
-                "What is left of the files is in {folder}; a restart forgets this, because {} cannot be written",
-                file.display()
+                "What is left of the files is in {folder}; a restart forgets this, because {file} cannot be written"
             )
-        };
-        Some(reason)
+        });
+        Some(parts.join(". "))
     }
 }
 

@@ -147,15 +147,12 @@ impl Inner {
         let mut sorted =
             Sorted { received, chunks: Vec::new(), stored: 0, parked: 0, dropped: 0, rejected: Vec::new() };
         let mut packer = Packer::new(self.codec);
-        let mut encoded = Vec::with_capacity(1024);
         let mut chain = Chain::new(set, &acceptance, &self.metrics);
         for (index, event) in batch.events().enumerate() {
             match event.read(&acceptance, set.types()) {
                 Ok(row) if chain.push(index, event.text(), &row) => {}
                 Ok(row) => {
-                    encoded.clear();
-                    row::encode(&row, &mut encoded);
-                    packer.push(&encoded);
+                    packer.push_with(|raw| row::encode(&row, raw));
                     sorted.stored += 1;
                 }
                 Err((id, error)) => {

@@ -10,6 +10,8 @@ use crate::row::{Json, Text};
 pub(super) struct Field<'a> {
     pub name: Cow<'a, str>,
     pub value: &'a str,
+    /// Of a string: it holds no escape, and means what stands between its quotes.
+    pub plain: bool,
 }
 
 /// Names that a message shows are cut here: a name is the sender's, and may be long.
@@ -46,7 +48,7 @@ impl<'a> Field<'a> {
         let Some(inner) = self.value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
             return Err(self.invalid(expectation));
         };
-        if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
+        if self.plain {
             return Ok(Cow::Borrowed(inner));
         }
         serde_json::from_str(self.value).map(Cow::Owned).map_err(|error| self.invalid(format_args!("holds {error}")))

@@ -27,30 +27,53 @@ const USER_AGENT_BYTES: usize = 2048;
 /// Most bytes of a locale, a time zone or a screen size.
 const TAG_BYTES: usize = 64;
 
-/// Fields that events of every type may have, each with a number of its own. With those of one type they are fewer than 32.
-const COMMON: usize = 16;
+/// Fields that events of every type may have. With those of one type they are fewer than 32.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Common {
+    Id,
+    TenantId,
+    Type,
+    Timestamp,
+    SessionId,
+    UserId,
+    AnonymousId,
+    Url,
+    Path,
+    Referrer,
+    UserAgent,
+    Screen,
+    Locale,
+    Timezone,
+    Context,
+    Properties,
+}
 
-fn common(name: &str) -> Option<usize> {
-    // The compiler makes a few comparisons of it, where a search through a list makes a dozen, for each field of each event.
-    Some(match name {
-        "id" => 0,
-        "tenant_id" => 1,
-        "type" => 2,
-        "timestamp" => 3,
-        "session_id" => 4,
-        "user_id" => 5,
-        "anonymous_id" => 6,
-        "url" => 7,
-        "path" => 8,
-        "referrer" => 9,
-        "user_agent" => 10,
-        "screen" => 11,
-        "locale" => 12,
-        "timezone" => 13,
-        "context" => 14,
-        "properties" => 15,
-        _ => return None,
-    })
+/// How many these are.
+const COMMON: usize = Common::Properties as usize + 1;
+
+impl Common {
+    fn named(name: &str) -> Option<Self> {
+        // The compiler makes a few comparisons of it, where a search through a list makes a dozen, for each field of each event.
+        Some(match name {
+            "id" => Self::Id,
+            "tenant_id" => Self::TenantId,
+            "type" => Self::Type,
+            "timestamp" => Self::Timestamp,
+            "session_id" => Self::SessionId,
+            "user_id" => Self::UserId,
+            "anonymous_id" => Self::AnonymousId,
+            "url" => Self::Url,
+            "path" => Self::Path,
+            "referrer" => Self::Referrer,
+            "user_agent" => Self::UserAgent,
+            "screen" => Self::Screen,
+            "locale" => Self::Locale,
+            "timezone" => Self::Timezone,
+            "context" => Self::Context,
+            "properties" => Self::Properties,
+            _ => return None,
+        })
+    }
 }
 
 /// What acceptance knows about a request and asks of its events.
@@ -171,9 +194,9 @@ fn read_fields<'a>(
     let mut leftovers = Vec::new();
     let mut seen = 0_u32;
     for field in fields {
-        let common = common(&field.name);
+        let common = Common::named(&field.name);
         let own = || kind.fields().iter().position(|name| *name == field.name).map(|own| COMMON + own);
-        let Some(place) = common.or_else(own) else {
+        let Some(place) = common.map(|common| common as usize).or_else(own) else {
             leftovers.push(field);
             continue;
         };
@@ -187,12 +210,13 @@ fn read_fields<'a>(
         if field.is_null() {
             continue;
         }
-        if common.is_none() {
-            kind.set(field)?;
-        } else if field.name == "properties" {
-            sent_properties = Some(field);
-        } else if id.is_none() || field.name != "id" {
-            set_common(&mut row, &mut timestamp, field, acceptance)?;
+        match common {
+            None => kind.set(field)?,
+            Some(Common::Properties) => sent_properties = Some(field),
+            // These were read first. An id that is none is found to be so here.
+            Some(Common::Type) => {}
+            Some(Common::Id) if id.is_some() => {}
+            Some(common) => set_common(&mut row, &mut timestamp, common, field, acceptance)?,
         }
     }
     row.timestamp_ms = timestamp.unwrap_or(acceptance.received_at_ms);
@@ -219,27 +243,27 @@ fn event_kind<'a>(fields: &[Field<'a>], types: &Types) -> Result<(Kind<'a>, Text
 fn set_common<'a>(
     row: &mut EventRow<'a>,
     timestamp: &mut Option<i64>,
+    common: Common,
     field: &Field<'a>,
     acceptance: &Acceptance,
 ) -> Result<(), EventError> {
-    match field.name.as_ref() {
-        // It was read first, and is no id.
-        "id" => drop(event_id(field)?),
-        "tenant_id" => same_tenant(field, acceptance.tenant_id)?,
-        "timestamp" => *timestamp = Some(timestamp_in_range(field, acceptance)?),
-        "session_id" => row.session_id = field.identifier(ID_BYTES)?,
-        "user_id" => row.user_id = field.identifier(ID_BYTES)?,
-        "anonymous_id" => row.anonymous_id = field.identifier(ID_BYTES)?,
-        "url" => row.url = field.text(URL_BYTES)?,
-        "path" => row.path = field.text(URL_BYTES)?,
-        "referrer" => row.referrer = field.text(URL_BYTES)?,
-        "user_agent" => row.user_agent = field.text(USER_AGENT_BYTES)?,
-        "screen" => row.screen = field.text(TAG_BYTES)?,
-        "locale" => row.locale = field.text(TAG_BYTES)?,
-        "timezone" => row.timezone = field.text(TAG_BYTES)?,
-        "context" => row.context = field.object()?,
-        // "type" was read first: it decides how the others are read.
-        _ => {}
+    match common {
+        Common::Id => drop(event_id(field)?),
+        Common::TenantId => same_tenant(field, acceptance.tenant_id)?,
+        Common::Timestamp => *timestamp = Some(timestamp_in_range(field, acceptance)?),
+        Common::SessionId => row.session_id = field.identifier(ID_BYTES)?,
+        Common::UserId => row.user_id = field.identifier(ID_BYTES)?,
+        Common::AnonymousId => row.anonymous_id = field.identifier(ID_BYTES)?,
+        Common::Url => row.url = field.text(URL_BYTES)?,
+        Common::Path => row.path = field.text(URL_BYTES)?,
+        Common::Referrer => row.referrer = field.text(URL_BYTES)?,
+        Common::UserAgent => row.user_agent = field.text(USER_AGENT_BYTES)?,
+        Common::Screen => row.screen = field.text(TAG_BYTES)?,
+        Common::Locale => row.locale = field.text(TAG_BYTES)?,
+        Common::Timezone => row.timezone = field.text(TAG_BYTES)?,
+        Common::Context => row.context = field.object()?,
+        // The type decides how the others are read, and the properties take in what is left of them.
+        Common::Type | Common::Properties => {}
     }
     Ok(())
 }

@@ -40,12 +40,12 @@ impl<'a> Checked<'a> {
         let mut fields = Vec::with_capacity(16);
         let mut at = space(bytes, 1);
         while *bytes.get(at)? != b'}' {
-            let name_ends = string(bytes, at)?;
-            let name = unquoted(text.get(at..name_ends)?)?;
+            let (name_ends, plain) = string(bytes, at)?;
+            let name = unquoted(text.get(at..name_ends)?, plain)?;
             let colon = space(bytes, name_ends);
             let begins = space(bytes, colon + 1);
-            let ends = value(bytes, begins)?;
-            fields.push(Field { name, value: text.get(begins..ends)? });
+            let (ends, plain) = value(bytes, begins)?;
+            fields.push(Field { name, value: text.get(begins..ends)?, plain });
             at = space(bytes, ends);
             if bytes.get(at) == Some(&b',') {
                 at = space(bytes, at + 1);
@@ -55,10 +55,9 @@ impl<'a> Checked<'a> {
     }
 }
 
-/// The text of a string, borrowed unless it holds an escape.
-pub(super) fn unquoted(string: &str) -> Option<Cow<'_, str>> {
-    let inner = string.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') { serde_json::from_str(string).ok() } else { Some(Cow::Borrowed(inner)) }
+/// The text of a string, borrowed if it is `plain`: without an escape.
+pub(super) fn unquoted(string: &str, plain: bool) -> Option<Cow<'_, str>> {
+    if plain { string.get(1..string.len() - 1).map(Cow::Borrowed) } else { serde_json::from_str(string).ok() }
 }
 
 /// Behind the space at `at`.
@@ -67,17 +66,18 @@ pub(super) fn space(bytes: &[u8], at: usize) -> usize {
     at + rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count()
 }
 
-/// Behind the value at `at`.
-fn value(bytes: &[u8], at: usize) -> Option<usize> {
-    match bytes.get(at)? {
-        b'"' => string(bytes, at),
+/// Behind the value at `at`, and whether it is anything but a string with an escape in it.
+fn value(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
+    let ends = match bytes.get(at)? {
+        b'"' => return string(bytes, at),
         b'{' | b'[' => nested(bytes, at),
         _ => {
             let rest = bytes.get(at..)?;
             let length = rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r'));
             length.filter(|length| *length > 0).map(|length| at + length)
         }
-    }
+    };
+    Some((ends?, true))
 }
 
 /// Behind the object or array at `at`. In JSON that is right each bracket is closed by one of its own kind, so that all may
@@ -87,7 +87,7 @@ fn nested(bytes: &[u8], at: usize) -> Option<usize> {
     loop {
         match bytes.get(at)? {
             b'"' => {
-                at = string(bytes, at)?;
+                at = string(bytes, at)?.0;
                 continue;
             }
             b'{' | b'[' => depth += 1,

@@ -40,15 +40,15 @@ impl<'a> Split<'a> {
                 found = true;
                 split.take_array(text, begins, limit)?
             }
-            b'{' => members(bytes, begins, |name, at| match bytes.get(name)? {
+            b'{' => members(bytes, begins, |name, plain, at| match bytes.get(name)? {
                 br#""events""# if found => None,
                 br#""events""# => {
                     found = true;
                     split.take_array(text, at, limit)
                 }
-                // It may spell the same.
-                name if name.contains(&b'\\') => None,
-                _ => value(bytes, at, DEPTH),
+                // With an escape it may spell the same.
+                _ if !plain => None,
+                _ => value(bytes, at, DEPTH).map(|(ends, _)| ends),
             })?,
             _ => return None,
         };
@@ -70,18 +70,18 @@ impl<'a> Split<'a> {
             }
             let (first, mut kept) = (self.fields.len(), true);
             let ends = if bytes.get(at) == Some(&b'{') {
-                members(bytes, at, |name, at| {
-                    let ends = value(bytes, at, DEPTH)?;
+                members(bytes, at, |name, plain_name, at| {
+                    let (ends, plain) = value(bytes, at, DEPTH)?;
                     // A name that is no text is no reason to refuse the whole body.
                     kept &= self.fields.len() < FIELDS;
-                    match unquoted(text.get(name)?) {
-                        Some(name) if kept => self.fields.push(Field { name, value: text.get(at..ends)? }),
+                    match unquoted(text.get(name)?, plain_name) {
+                        Some(name) if kept => self.fields.push(Field { name, value: text.get(at..ends)?, plain }),
                         _ => kept = false,
                     }
                     Some(ends)
                 })?
             } else {
-                value(bytes, at, DEPTH)?
+                value(bytes, at, DEPTH)?.0
             };
             if !kept {
                 self.fields.truncate(first);
@@ -92,27 +92,29 @@ impl<'a> Split<'a> {
     }
 }
 
-/// Behind the value at `at`.
-fn value(bytes: &[u8], at: usize, depth: usize) -> Option<usize> {
-    match bytes.get(at)? {
-        b'"' => string(bytes, at),
+/// Behind the value at `at`, and whether it is anything but a string with an escape in it.
+fn value(bytes: &[u8], at: usize, depth: usize) -> Option<(usize, bool)> {
+    let ends = match bytes.get(at)? {
+        b'"' => return string(bytes, at),
         b'{' => {
             let depth = depth.checked_sub(1)?;
-            members(bytes, at, |_, at| value(bytes, at, depth))
+            members(bytes, at, |_, _, at| value(bytes, at, depth).map(|(ends, _)| ends))
         }
         b'[' => {
             let depth = depth.checked_sub(1)?;
-            items(bytes, at, |at| value(bytes, at, depth))
+            items(bytes, at, |at| value(bytes, at, depth).map(|(ends, _)| ends))
         }
         b't' => word(bytes, at, b"true"),
         b'f' => word(bytes, at, b"false"),
         b'n' => word(bytes, at, b"null"),
         _ => number(bytes, at),
-    }
+    };
+    Some((ends?, true))
 }
 
-/// Behind the object at `at`; `each` is given where a name stands and where its value begins, and gives where that ends.
-fn members(bytes: &[u8], at: usize, mut each: impl FnMut(Range<usize>, usize) -> Option<usize>) -> Option<usize> {
+/// Behind the object at `at`; `each` is given where a name stands, whether it has no escape in it, and where its value begins,
+/// and gives where that ends.
+fn members(bytes: &[u8], at: usize, mut each: impl FnMut(Range<usize>, bool, usize) -> Option<usize>) -> Option<usize> {
     let mut at = space(bytes, at + 1);
     if bytes.get(at)? == &b'}' {
         return Some(at + 1);
@@ -121,12 +123,12 @@ fn members(bytes: &[u8], at: usize, mut each: impl FnMut(Range<usize>, usize) ->
         if bytes.get(at)? != &b'"' {
             return None;
         }
-        let name_ends = string(bytes, at)?;
+        let (name_ends, plain) = string(bytes, at)?;
         let colon = space(bytes, name_ends);
         if bytes.get(colon)? != &b':' {
             return None;
         }
-        let ends = each(at..name_ends, space(bytes, colon + 1))?;
+        let ends = each(at..name_ends, plain, space(bytes, colon + 1))?;
         at = space(bytes, ends);
         match bytes.get(at)? {
             b',' => at = space(bytes, at + 1),
@@ -179,18 +181,21 @@ fn number(bytes: &[u8], at: usize) -> Option<usize> {
     Some(at)
 }
 
-/// Behind the string at `at`, whose quote stands there.
-pub(super) fn string(bytes: &[u8], at: usize) -> Option<usize> {
-    let mut at = at + 1;
+/// Behind the string at `at`, whose quote stands there, and whether there is no escape in it.
+pub(super) fn string(bytes: &[u8], at: usize) -> Option<(usize, bool)> {
+    let (mut at, mut is_plain) = (at + 1, true);
     loop {
         at = plain(bytes, at);
         match bytes.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => match bytes.get(at + 1)? {
-                b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => at += 2,
-                b'u' if bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => at += 6,
-                _ => return None,
-            },
+            b'"' => return Some((at + 1, is_plain)),
+            b'\\' => {
+                is_plain = false;
+                at += match bytes.get(at + 1)? {
+                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
+                    b'u' if bytes.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => 6,
+                    _ => return None,
+                };
+            }
             // A control character.
             _ => return None,
         }
@@ -236,7 +241,9 @@ mod tests {
         let Split { events, fields } = Split::of(text, 100)?;
         for (event, places) in &events {
             let found = event.fields().unwrap_or_default();
-            let same = |(one, other): (&Field<'_>, &Field<'_>)| one.name == other.name && one.value == other.value;
+            let same = |(one, other): (&Field<'_>, &Field<'_>)| {
+                one.name == other.name && one.value == other.value && one.plain == other.plain
+            };
             assert!(places.is_empty() || places.len() == found.len(), "{text}");
             assert!(fields[places.clone()].iter().zip(&found).all(same), "{text}");
         }

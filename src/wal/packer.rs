@@ -92,14 +92,27 @@ impl Packer {
     /// Adds a row. Rows of up to 100,000 bytes are what the log is made for; longer ones work, but make the storage
     /// engine write them to files of their own.
     pub fn push(&mut self, row: &[u8]) {
-        if !self.raw.is_empty() && self.raw.len() + 4 + row.len() > RAW_TARGET {
-            self.seal();
-        }
+        self.push_with(|raw| raw.extend_from_slice(row));
+    }
+
+    /// Adds the row that `write` appends.
+    pub fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let begins = self.raw.len();
+        self.raw.extend_from_slice(&[0; 4]);
+        write(&mut self.raw);
+        let row = self.raw.get(begins + 4..).unwrap_or_default();
+        let id = row::event_id(row);
         // A row of 4 GiB cannot be: requests are bounded far below.
-        self.raw.extend_from_slice(&u32::try_from(row.len()).unwrap_or(u32::MAX).to_le_bytes());
-        self.raw.extend_from_slice(row);
+        let length = u32::try_from(row.len()).unwrap_or(u32::MAX).to_le_bytes();
+        if let Some(place) = self.raw.get_mut(begins..begins + 4) {
+            place.copy_from_slice(&length);
+        }
+        if begins > 0 && self.raw.len() > RAW_TARGET {
+            self.seal();
+            self.raw.drain(..begins);
+        }
         self.ends.push(self.raw.len());
-        self.ids.push(row::event_id(row));
+        self.ids.push(id);
     }
 
     /// The chunks of all rows, in order; none when no row was pushed.
@@ -108,9 +121,9 @@ impl Packer {
         self.done
     }
 
+    /// Makes chunks of the rows that are there.
     fn seal(&mut self) {
         compress(self.codec, &self.raw, 0, &self.ends, &self.ids, &mut self.done);
-        self.raw.clear();
         self.ends.clear();
         self.ids.clear();
     }

@@ -33,7 +33,7 @@ pub fn markdown(document: &Document) -> String {
         let [date, revision, processor, cores, memory, runs, seconds] = names;
         add(
             &mut text,
-            &format!("- {key}: {date}, {revision}, {processor}, {cores} cores, {memory}, {runs} runs of {seconds} s"),
+            &format!("- {key}: {date}, {revision}, {processor}, {cores} cores, {memory}, runs: {runs} of {seconds} s"),
         );
     }
     text += &curves::text(document);

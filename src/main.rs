@@ -10,7 +10,7 @@ use ingestion_engine::{
     dead_letters::commands::DeadLettersArgs,
     erasure::commands as erasure,
     error_chain::chain,
-    ids::{EventId, TenantId},
+    ids::EventId,
     ledger, logging, memory,
     plugins::{
         commands::{self, PluginsArgs},
@@ -173,13 +173,14 @@ fn plugins(arguments: PluginsArgs, config: &Config) -> ExitCode {
 
 /// The `erase` and `tenants purge` subcommands.
 fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool) -> Result<()> {
-    let tenant = match (tenant, &config.tenants.tenants[..]) {
-        (Some(tenant), _) => tenant_named(config, tenant)?,
+    let tenants = &config.tenants.tenants;
+    let tenant = match (tenant, &tenants[..]) {
+        (Some(tenant), _) => tenants::tenant_id(tenants, tenant)?,
         (None, [only]) => only.id,
-        (None, _) => bail!(Usage("say of which tenant: --tenant, with its id or name".to_owned())),
+        (None, _) => bail!(Usage("say of which tenant: --tenant, with its id or name")),
     };
     if user.as_deref() == Some("") {
-        bail!(Usage("the user id is empty: `tenants purge` erases everything that a tenant has sent".to_owned()));
+        bail!(Usage("the user id is empty: `tenants purge` erases everything that a tenant has sent"));
     }
     let report = runtime()?.block_on(serve::erase(config, erasure::Request { tenant, user }))?;
     if json {
@@ -192,7 +193,7 @@ fn erase(config: &Config, tenant: Option<&str>, user: Option<String>, json: bool
 
 /// The `dead-letters` subcommand.
 fn dead_letters(arguments: DeadLettersArgs, config: &Config) -> Result<()> {
-    let find = |tenant: &str| tenant_named(config, tenant);
+    let find = |tenant: &str| Ok(tenants::tenant_id(&config.tenants.tenants, tenant)?);
     runtime()?.block_on(serve::dead_letters(config, arguments.action, find))
 }
 
@@ -220,7 +221,8 @@ fn ledger(config: &Config, json: bool) -> ExitCode {
 /// The `trace` subcommand: 0 when the event is somewhere, or is gone for a reason.
 fn trace(config: &Config, arguments: &TraceArgs) -> ExitCode {
     let traced = || -> Result<bool> {
-        let tenant = arguments.tenant.as_deref().map(|tenant| tenant_named(config, tenant)).transpose()?;
+        let tenants = &config.tenants.tenants;
+        let tenant = arguments.tenant.as_deref().map(|tenant| tenants::tenant_id(tenants, tenant)).transpose()?;
         let since = arguments.since.moment(jiff::Timestamp::now());
         let question = Question { event: EventId(arguments.event), tenant, since };
         let report = runtime()?.block_on(serve::trace(config, question))?;
@@ -244,12 +246,7 @@ fn tenants_settings(config: &Config) -> tenants::Settings {
 /// Arguments that are wrong together, or with this configuration.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Usage(String);
-
-/// The tenant that an argument names.
-fn tenant_named(config: &Config, tenant: &str) -> Result<TenantId> {
-    tenants::tenant_id(&config.tenants.tenants, tenant).map_err(|error| Usage(error.to_string()).into())
-}
+struct Usage(&'static str);
 
 /// What went wrong is told to the person who asked.
 fn told(done: Result<(), impl Into<anyhow::Error>>) -> ExitCode {

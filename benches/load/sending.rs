@@ -37,6 +37,24 @@ impl Sending {
         Self { plan, task: tokio::spawn(async move { client::send(&sent).await }) }
     }
 
+    /// Where a measurement begins and ends that takes `duration` and begins `warm_up` after the first row is stored. With a
+    /// broker the group's first join comes before that.
+    pub async fn measure(
+        &self,
+        clickhouse: &ClickHouse,
+        warm_up: Duration,
+        duration: Duration,
+    ) -> anyhow::Result<(Sample, Sample)> {
+        let Self { plan, task } = self;
+        while Sample::now(plan, clickhouse).await?.stored == 0 {
+            ensure!(plan.start.elapsed() < FIRST_ROW && !task.is_finished(), "nothing is stored");
+            sleep(LOOK).await;
+        }
+        let from = sample_until(plan, clickhouse, Instant::now() + warm_up).await?;
+        let to = sample_until(plan, clickhouse, from.at + duration).await?;
+        Ok((from, to))
+    }
+
     /// Ends the load and waits for the answers that are due.
     pub async fn stop(&mut self) -> anyhow::Result<Seen> {
         self.plan.stop.store(true, Ordering::Relaxed);
@@ -105,7 +123,7 @@ impl Sample {
 
 /// Looks again and again, so that the load knows its backlog. The last look is the first one after `end` that finds more
 /// than the one before: rows come by the insert, and a measurement is from one insert's end to another's.
-pub async fn sample_until(plan: &Plan, clickhouse: &ClickHouse, end: Instant) -> anyhow::Result<Sample> {
+async fn sample_until(plan: &Plan, clickhouse: &ClickHouse, end: Instant) -> anyhow::Result<Sample> {
     let mut before = Sample::now(plan, clickhouse).await?;
     loop {
         sleep(LOOK).await;

@@ -32,7 +32,7 @@ const STORED: &str = "stored";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Route {
-    ClickHouse { url: String, database: String },
+    ClickHouse(Stored),
     Broker { brokers: Vec<String>, topic: String },
 }
 
@@ -72,8 +72,7 @@ impl Route {
         if !brokers.is_empty() {
             return Self::Broker { brokers, topic };
         }
-        let Stored { url, database } = Stored::of(config);
-        Self::ClickHouse { url, database }
+        Self::ClickHouse(Stored::of(config))
     }
 }
 
@@ -98,7 +97,7 @@ pub(super) async fn keep(config: &Config, wal: &Wal) -> Result<Kept> {
     let stored = Stored::of(config);
     let former: Option<Stored> = match (read(wal, STORED)?, before) {
         // Earlier versions wrote no other.
-        (None, Some(Route::ClickHouse { url, database })) => Some(Stored { url, database }),
+        (None, Some(Route::ClickHouse(stored))) => Some(stored),
         (former, _) => former,
     };
     match former {
@@ -141,7 +140,7 @@ async fn save(wal: &Wal, name: &'static str, state: &impl Serialize) -> Result<(
 /// Why events may not go another way now.
 async fn refusal(config: &Config, before: &Route, now: &Route, wal: &Wal) -> Result<Option<String>> {
     let reason = match (before, now) {
-        (Route::ClickHouse { url, database }, _) => {
+        (Route::ClickHouse(Stored { url, database }), _) => {
             if !wal_source::has_ranges_in_flight(wal).context("reading which ranges were in flight")? {
                 return Ok(None);
             }

@@ -7,7 +7,7 @@ use load::{
     body::{self, Maker, Shape},
     client::{self, Connection, Load, Outcome, Plan, Seen, Sent},
     rig::{Rig, Sink},
-    sending::{DRAIN, FIRST_ROW, LOOK, Sample, Sending, check, rate_of, sample_until, settle},
+    sending::{DRAIN, FIRST_ROW, LOOK, Sample, Sending, check, rate_of, settle},
     stats::{Cpu, Memory, real},
     verify::Baseline,
 };
@@ -100,13 +100,8 @@ async fn end_to_end(options: &Options, build: &Path, sink: Sink) -> anyhow::Resu
     let mut sending = Sending::start(Plan::new(rig.api, load));
     let plan = Arc::clone(&sending.plan);
 
-    // With a broker the group's first join comes before the first row.
-    while Sample::now(&plan, &clickhouse).await?.stored == 0 {
-        ensure!(plan.start.elapsed() < FIRST_ROW && !sending.task.is_finished(), "nothing is stored");
-        sleep(LOOK).await;
-    }
-    let from = sample_until(&plan, &clickhouse, Instant::now() + Duration::from_secs(options.warm_up)).await?;
-    let to = sample_until(&plan, &clickhouse, from.at + options.duration()).await?;
+    let warm_up = Duration::from_secs(options.warm_up);
+    let (from, to) = sending.measure(&clickhouse, warm_up, options.duration()).await?;
     let mut seen = sending.stop().await?;
     let deadline = Instant::now() + DRAIN;
     clickhouse.wait(Baseline::default(), &seen.events, deadline).await?;

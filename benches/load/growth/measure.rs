@@ -2,11 +2,11 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use load::{
     client::{Load, Plan, Seen},
     rig::{Rig, Sink},
-    sending::{DRAIN, FIRST_ROW, LOOK, Sample, Sending, check, sample_until},
+    sending::{DRAIN, FIRST_ROW, Sending, check},
     stats::{self, Memory, real},
     verify::{Baseline, ClickHouse},
 };
@@ -77,13 +77,8 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
     let generator = stats::cpu_of(std::process::id()).unwrap_or(0.0);
     let mut sending = Sending::start(Plan::new(rig.api, load));
     let plan = Arc::clone(&sending.plan);
-    // With a broker the group's first join comes before the first row.
-    while Sample::now(&plan, &clickhouse).await?.stored == 0 {
-        ensure!(plan.start.elapsed() < FIRST_ROW && !sending.task.is_finished(), "nothing is stored");
-        sleep(LOOK).await;
-    }
-    let from = sample_until(&plan, &clickhouse, Instant::now() + Duration::from_secs(options.warm_up)).await?;
-    let to = sample_until(&plan, &clickhouse, from.at + options.duration()).await?;
+    let warm_up = Duration::from_secs(options.warm_up);
+    let (from, to) = sending.measure(&clickhouse, warm_up, options.duration()).await?;
     let mut seen = sending.stop().await?;
     let generator = stats::cpu_of(std::process::id()).unwrap_or(0.0) - generator;
     let deadline = Instant::now() + DRAIN;

@@ -48,6 +48,7 @@ pub mod error_chain;
 pub mod folder_lock;
 pub mod health;
 pub mod ids;
+mod json;
 pub mod ledger;
 pub mod logging;
 pub mod memory;

@@ -7,7 +7,8 @@ use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
 
-use super::{field::Field, split::string};
+use super::field::Field;
+use crate::json::{space, string};
 
 /// JSON text, without space around it, that a parser has read to its end.
 #[derive(Clone, Copy, Debug)]
@@ -58,12 +59,6 @@ impl<'a> Checked<'a> {
 /// The text of a string, borrowed if it is `plain`: without an escape.
 pub(super) fn unquoted(string: &str, plain: bool) -> Option<Cow<'_, str>> {
     if plain { string.get(1..string.len() - 1).map(Cow::Borrowed) } else { serde_json::from_str(string).ok() }
-}
-
-/// Behind the space at `at`.
-pub(super) fn space(bytes: &[u8], at: usize) -> usize {
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count()
 }
 
 /// Behind the value at `at`, and whether it is anything but a string with an escape in it.

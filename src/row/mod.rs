@@ -22,6 +22,7 @@
 mod binary;
 mod columns;
 mod json;
+mod line;
 mod native;
 mod parked;
 mod sighted;

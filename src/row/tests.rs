@@ -218,9 +218,62 @@ proptest! {
         prop_assert_eq!(decode(&bytes).unwrap(), Row::Event(row.clone()));
         let mut line = Vec::new();
         write_json(&row, &origin(), &mut line);
-        let (read, _) = read_json(&line).unwrap();
-        prop_assert_eq!(&read, &row);
+        let read = read_json(&line).unwrap();
+        prop_assert_eq!(&read, &json::parse_json(&line).unwrap());
+        prop_assert_eq!(&read.0, &row);
+        let plain = texts.iter().all(|text| !text.chars().any(|c| c < ' ' || matches!(c, '"' | '\\')));
+        prop_assert_eq!(json::read_own(&line).is_some(), plain);
         survives_as_columns(&[row.clone(), sample(), row]);
+    }
+}
+
+/// A line with every column, none of which has an escape.
+fn full_line() -> Vec<u8> {
+    let mut row = sample();
+    (row.title, row.user_id, row.direction, row.x) = ("é".into(), "u".into(), "down".into(), Some(-0.25));
+    row.context = r#"{"a":"\u00e9\n","b":[1e3,true,null]}"#.into();
+    let mut line = Vec::new();
+    write_json(&row, &origin(), &mut line);
+    line
+}
+
+/// Each byte of a line replaced by, and followed by, each of those that mean something.
+#[test]
+fn of_a_line_with_a_byte_changed_it_takes_what_the_parser_takes() {
+    let line = full_line();
+    assert!(json::read_own(&line).is_some());
+    let mut taken = 0;
+    for place in 0..line.len() {
+        for byte in b"\"\\/{}[]:, \n\x01aeEu019.-+tx\xc3\xff" {
+            for kept in [place, place + 1] {
+                let changed = [&line[..place], &[*byte], &line[kept..]].concat();
+                if let Some(read) = json::read_own(&changed) {
+                    taken += 1;
+                    assert_eq!(read, json::parse_json(&changed).unwrap(), "{}", String::from_utf8_lossy(&changed));
+                }
+            }
+        }
+    }
+    assert!(taken > 1000, "{taken}");
+}
+
+#[test]
+fn what_is_written_otherwise_is_left_to_the_parser() {
+    let text = String::from_utf8(full_line()).unwrap();
+    let otherwise = [
+        text.replace(",\"event_id\"", ", \"event_id\""),
+        text.replace("\"user_id\":\"u\"", "\"user_id\":\"\\u0075\""),
+        text.replace(",\"user_id\":\"u\"", "").replace(",\"wal_id\"", ",\"user_id\":\"u\",\"wal_id\""),
+        format!("{text} "),
+    ];
+    for line in otherwise {
+        assert!(json::read_own(line.as_bytes()).is_none(), "{line}");
+        assert_eq!(read_json(line.as_bytes()).unwrap(), json::read_own(text.as_bytes()).unwrap(), "{line}");
+    }
+    for (from, to) in [("\"wal_seq\":42", "\"wal_seq\":042"), ("00.123\"", "00.12\"x"), ("\"wal_ordinal\":3", "\"wal_ordinal\":4294967296")] {
+        let line = text.replace(from, to);
+        assert_ne!(line, text, "{from}");
+        assert!(json::read_own(line.as_bytes()).is_none() && read_json(line.as_bytes()).is_err(), "{line}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! One record of the log, cut into messages: rows by topic and partition, in their order. No I/O.
+//! Records of the log, cut into messages: rows by topic and partition, in their order. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,6 +6,7 @@ use crate::{
     broker::{MESSAGE_OVERHEAD, partitioner},
     dead_letters::Form,
     error_chain::chain,
+    ids::{WalId, WalSeq},
     row::{self, Origin, Row},
 };
 
@@ -27,12 +28,18 @@ pub(super) enum Destination {
     Parked,
 }
 
-/// One message: rows of one record that share a destination.
+/// One message: rows that share a destination, of one record or of several that follow each other.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) to: Destination,
-    /// Ordinal of its first row in the record.
+    /// The opening of the log that wrote the record of its first row.
+    pub(super) wal_id: WalId,
+    /// The record of its first row.
+    pub(super) first: WalSeq,
+    /// Ordinal of its first row in that record.
     pub(super) first_ordinal: u32,
+    /// The record of its last row.
+    pub(super) last: WalSeq,
     pub(super) rows: u32,
     /// Newline-separated JSON.
     pub(super) payload: Vec<u8>,
@@ -48,82 +55,96 @@ pub(super) struct Refused {
     pub(super) bytes: Vec<u8>,
 }
 
-/// A record as it will be sent.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Grouped {
-    /// In the order in which they must be sent: those of one destination by ordinal.
-    pub(super) messages: Vec<Message>,
-    pub(super) refused: Vec<Refused>,
+/// Messages in the making: records are added in the order of the log.
+#[derive(Debug)]
+pub(super) struct Grouping {
+    limits: MessageLimits,
+    open: BTreeMap<Destination, Message>,
+    /// Full ones: those of one destination in their order.
+    messages: Vec<Message>,
+    key: Vec<u8>,
+    line: Vec<u8>,
 }
 
-impl Grouped {
-    /// Whether a message goes to the topic of parked events.
-    pub(super) fn has_parked(&self) -> bool {
-        self.messages.iter().any(|message| message.to == Destination::Parked)
+impl Grouping {
+    pub(super) fn new(limits: MessageLimits) -> Self {
+        Self { limits, open: BTreeMap::new(), messages: Vec::new(), key: Vec::new(), line: Vec::new() }
     }
-}
 
-/// Groups the encoded `rows` of a record by destination. `origin` is that of the record; each row gets its own ordinal.
-/// Rows in `too_large` were refused by the broker itself.
-pub(super) fn group<'a>(
-    rows: impl IntoIterator<Item = &'a [u8]>,
-    origin: &Origin,
-    partitions: u32,
-    limits: &MessageLimits,
-    too_large: &BTreeSet<u32>,
-) -> Grouped {
-    let mut grouped = Grouped::default();
-    let mut open: BTreeMap<Destination, Message> = BTreeMap::new();
-    let (mut key, mut line) = (Vec::new(), Vec::new());
-    let most = limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
-    for (ordinal, encoded) in (0_u32..).zip(rows) {
-        let mut refuse = |reason: String, form: Form, bytes: &[u8]| {
-            grouped.refused.push(Refused { ordinal, reason, form, bytes: bytes.to_vec() });
-        };
-        let row = match row::decode(encoded) {
-            Ok(row) => row,
-            Err(error) => {
-                refuse(chain(&error), Form::Row, encoded);
-                continue;
+    /// Adds the encoded `rows` of a record; gives those that no message can carry. `origin` is that of the record; each
+    /// row gets its own ordinal. Rows in `too_large` were refused by the broker itself.
+    pub(super) fn add<'a>(
+        &mut self,
+        rows: impl IntoIterator<Item = &'a [u8]>,
+        origin: &Origin,
+        partitions: u32,
+        too_large: &BTreeSet<u32>,
+    ) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        let most = self.limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
+        for (ordinal, encoded) in (0_u32..).zip(rows) {
+            let mut refuse = |reason: String, form: Form, bytes: &[u8]| {
+                refused.push(Refused { ordinal, reason, form, bytes: bytes.to_vec() });
+            };
+            let row = match row::decode(encoded) {
+                Ok(row) => row,
+                Err(error) => {
+                    refuse(chain(&error), Form::Row, encoded);
+                    continue;
+                }
+            };
+            let origin = Origin { wal_ordinal: ordinal, ..origin.clone() };
+            let Self { key, line, .. } = self;
+            line.clear();
+            let (to, form) = match &row {
+                Row::Event(event) => {
+                    row::write_json(event, &origin, line);
+                    key.clear();
+                    row::write_partition_key(event, key);
+                    (Destination::Events(partitioner::partition(key, partitions)), Form::Line)
+                }
+                Row::Parked(parked) => {
+                    row::write_parked_json(parked, &origin, line);
+                    (Destination::Parked, Form::ParkedLine)
+                }
+            };
+            if line.len() > most {
+                refuse(format!("the row takes {} bytes, a message has room for {most}", line.len()), form, line);
+            } else if too_large.contains(&ordinal) {
+                refuse(format!("the broker refuses a message of {} bytes as too large", line.len()), form, line);
+            } else {
+                self.put(to, &origin);
             }
-        };
-        let origin = Origin { wal_ordinal: ordinal, ..origin.clone() };
-        line.clear();
-        let (to, form) = match &row {
-            Row::Event(event) => {
-                row::write_json(event, &origin, &mut line);
-                key.clear();
-                row::write_partition_key(event, &mut key);
-                (Destination::Events(partitioner::partition(&key, partitions)), Form::Line)
-            }
-            Row::Parked(parked) => {
-                row::write_parked_json(parked, &origin, &mut line);
-                (Destination::Parked, Form::ParkedLine)
-            }
-        };
-        if line.len() > most {
-            refuse(format!("the row takes {} bytes, a message has room for {most}", line.len()), form, &line);
-            continue;
         }
-        if too_large.contains(&ordinal) {
-            refuse(format!("the broker refuses a message of {} bytes as too large", line.len()), form, &line);
-            continue;
-        }
-        if let Some(message) = open.get_mut(&to) {
-            let full = usize::try_from(message.rows).is_ok_and(|rows| rows >= limits.rows)
-                || message.payload.len() + 1 + line.len() > most;
+        refused
+    }
+
+    /// Puts the line into the open message of its destination, or into a new one.
+    fn put(&mut self, to: Destination, origin: &Origin) {
+        let seq = WalSeq(origin.wal_seq);
+        let most = self.limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
+        if let Some(message) = self.open.get_mut(&to) {
+            let full = usize::try_from(message.rows).is_ok_and(|rows| rows >= self.limits.rows)
+                || message.payload.len() + 1 + self.line.len() > most;
             if !full {
                 message.payload.push(b'\n');
-                message.payload.extend_from_slice(&line);
+                message.payload.extend_from_slice(&self.line);
                 message.rows += 1;
-                continue;
+                message.last = seq;
+                return;
             }
         }
-        let message = Message { to, first_ordinal: ordinal, rows: 1, payload: line.clone() };
-        grouped.messages.extend(open.insert(to, message));
+        let Origin { wal_id, wal_ordinal: first_ordinal, .. } = *origin;
+        let payload = self.line.clone();
+        let message = Message { to, wal_id, first: seq, first_ordinal, last: seq, rows: 1, payload };
+        self.messages.extend(self.open.insert(to, message));
     }
-    grouped.messages.extend(open.into_values());
-    grouped
+
+    /// The messages in the order in which they must be sent.
+    pub(super) fn finish(mut self) -> Vec<Message> {
+        self.messages.extend(self.open.into_values());
+        self.messages
+    }
 }
 
 #[cfg(test)]
@@ -150,12 +171,24 @@ mod tests {
         (0..).zip(sessions).map(encode).collect()
     }
 
-    fn origin() -> Origin {
-        Origin { wal_id: WalId(Uuid::from_u128(9)), wal_seq: 42, wal_ordinal: 0, relayed_at_ms: 7 }
+    fn origin(wal_seq: u64) -> Origin {
+        Origin { wal_id: WalId(Uuid::from_u128(9)), wal_seq, wal_ordinal: 0, relayed_at_ms: 7 }
+    }
+
+    /// The messages of one record, and what of it is refused.
+    fn group<'a>(
+        rows: impl IntoIterator<Item = &'a [u8]>,
+        partitions: u32,
+        limits: &MessageLimits,
+        too_large: &BTreeSet<u32>,
+    ) -> (Vec<Message>, Vec<Refused>) {
+        let mut grouping = Grouping::new(limits.clone());
+        let refused = grouping.add(rows, &origin(42), partitions, too_large);
+        (grouping.finish(), refused)
     }
 
     /// (destination, first ordinal, ordinals of the rows as the payload has them)
-    fn shape(grouped: &Grouped) -> Vec<(Destination, u32, Vec<u32>)> {
+    fn shape(messages: &[Message]) -> Vec<(Destination, u32, Vec<u32>)> {
         let origin = |to: Destination, line: &[u8]| match to {
             Destination::Events(_) => row::read_json(line).unwrap().1,
             Destination::Parked => row::read_parked_json(line).unwrap().1,
@@ -164,8 +197,7 @@ mod tests {
             let lines = message.payload.split(|byte| *byte == b'\n');
             lines.map(|line| origin(message.to, line).wal_ordinal).collect()
         };
-        grouped
-            .messages
+        messages
             .iter()
             .map(|message| {
                 let ordinals = ordinals(message);
@@ -185,8 +217,8 @@ mod tests {
         let sessions: Vec<&str> = sessions.iter().map(String::as_str).collect();
         let encoded = rows(&sessions, "");
         let limits = MessageLimits { rows: 1000, bytes: 1_000_000 };
-        let grouped = group(encoded.iter().map(Vec::as_slice), &origin(), 5, &limits, &BTreeSet::new());
-        assert!(grouped.refused.is_empty());
+        let (messages, refused) = group(encoded.iter().map(Vec::as_slice), 5, &limits, &BTreeSet::new());
+        assert!(refused.is_empty());
         let mut expected: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (ordinal, session) in (0..).zip(&sessions) {
             expected.entry(partition_of(session, 5)).or_default().push(ordinal);
@@ -195,7 +227,32 @@ mod tests {
             .into_iter()
             .map(|(partition, ordinals)| (Destination::Events(partition), ordinals[0], ordinals))
             .collect();
-        assert_eq!(shape(&grouped), expected);
+        assert_eq!(shape(&messages), expected);
+    }
+
+    #[test]
+    fn records_that_follow_each_other_share_messages() {
+        let encoded = rows(&["a", "b", "a"], "");
+        let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
+        let mut grouping = Grouping::new(MessageLimits { rows: 4, bytes: 1_000_000 });
+        for seq in [42, 43, 47] {
+            assert!(grouping.add(encoded.iter().copied(), &origin(seq), 1, &BTreeSet::new()).is_empty());
+        }
+        let places = |message: &Message| -> Vec<(u64, u32)> {
+            let lines = message.payload.split(|byte| *byte == b'\n');
+            lines.map(|line| row::read_json(line).unwrap().1).map(|from| (from.wal_seq, from.wal_ordinal)).collect()
+        };
+        let messages = grouping.finish();
+        let found: Vec<_> = messages
+            .iter()
+            .map(|message| (message.first.0, message.first_ordinal, message.last.0, message.rows, places(message)))
+            .collect();
+        let expected = [
+            (42, 0, 43, 4, vec![(42, 0), (42, 1), (42, 2), (43, 0)]),
+            (43, 1, 47, 4, vec![(43, 1), (43, 2), (47, 0), (47, 1)]),
+            (47, 2, 47, 1, vec![(47, 2)]),
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]
@@ -204,15 +261,13 @@ mod tests {
         let encoded: Vec<&[u8]> = encoded.iter().map(Vec::as_slice).collect();
         let none = BTreeSet::new();
         let by = |rows, bytes| {
-            let grouped = group(encoded.iter().copied(), &origin(), 3, &MessageLimits { rows, bytes }, &none);
-            shape(&grouped).into_iter().map(|(_, first, ordinals)| (first, ordinals.len())).collect::<Vec<_>>()
+            let (messages, _) = group(encoded.iter().copied(), 3, &MessageLimits { rows, bytes }, &none);
+            shape(&messages).into_iter().map(|(_, first, ordinals)| (first, ordinals.len())).collect::<Vec<_>>()
         };
         assert_eq!(by(3, 1_000_000), [(0, 3), (3, 3), (6, 1)]);
         assert_eq!(by(1, 1_000_000), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)]);
-        let one = group(encoded.iter().take(1).copied(), &origin(), 3, &MessageLimits { rows: 9, bytes: 9999 }, &none)
-            .messages[0]
-            .payload
-            .len();
+        let limits = MessageLimits { rows: 9, bytes: 9999 };
+        let one = group(encoded.iter().take(1).copied(), 3, &limits, &none).0[0].payload.len();
         assert_eq!(by(1000, MESSAGE_OVERHEAD + 2 * one + 1), [(0, 2), (2, 2), (4, 2), (6, 1)]);
         assert_eq!(by(1000, MESSAGE_OVERHEAD + 2 * one), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)]);
     }
@@ -223,12 +278,11 @@ mod tests {
         encoded.extend(rows(&["d"], &"x".repeat(2000)));
         encoded.push(vec![99, 1, 2]);
         let limits = MessageLimits { rows: 10, bytes: 1500 };
-        let grouped = group(encoded.iter().map(Vec::as_slice), &origin(), 1, &limits, &BTreeSet::from([1]));
-        let refused: Vec<_> = grouped.refused.iter().map(|refused| refused.ordinal).collect();
-        assert_eq!(refused, [1, 3, 4]);
-        assert!(grouped.refused[0].reason.contains("the broker refuses"), "{}", grouped.refused[0].reason);
-        assert!(grouped.refused[2].reason.contains("layout 99"), "{}", grouped.refused[2].reason);
-        assert_eq!(shape(&grouped), [(Destination::Events(0), 0, vec![0, 2])]);
+        let (messages, refused) = group(encoded.iter().map(Vec::as_slice), 1, &limits, &BTreeSet::from([1]));
+        assert_eq!(refused.iter().map(|refused| refused.ordinal).collect::<Vec<_>>(), [1, 3, 4]);
+        assert!(refused[0].reason.contains("the broker refuses"), "{}", refused[0].reason);
+        assert!(refused[2].reason.contains("layout 99"), "{}", refused[2].reason);
+        assert_eq!(shape(&messages), [(Destination::Events(0), 0, vec![0, 2])]);
     }
 
     #[test]
@@ -250,8 +304,8 @@ mod tests {
         let limits = MessageLimits { rows: 2, bytes: 100_000 };
         let (first, rest) = encoded.split_at(2);
         let mixed: Vec<&[u8]> = [&bytes[..], &first[0], &first[1], &bytes, &bytes, &rest[0], &rest[1]].to_vec();
-        let grouped = group(mixed, &origin(), 1, &limits, &BTreeSet::new());
-        assert!(grouped.has_parked() && grouped.refused.is_empty());
+        let (messages, refused) = group(mixed, 1, &limits, &BTreeSet::new());
+        assert!(refused.is_empty());
         let (to_events, to_parked) = (Destination::Events(0), Destination::Parked);
         let expected = [
             (to_parked, 0, vec![0, 3]),
@@ -259,12 +313,12 @@ mod tests {
             (to_events, 5, vec![5, 6]),
             (to_parked, 4, vec![4]),
         ];
-        let mut shape = shape(&grouped);
+        let mut shape = shape(&messages);
         shape.sort();
         let mut expected = expected.to_vec();
         expected.sort();
         assert_eq!(shape, expected);
         let large = MessageLimits { rows: 2, bytes: MESSAGE_OVERHEAD + 10 };
-        assert_eq!(group([&bytes[..]], &origin(), 1, &large, &BTreeSet::new()).refused.len(), 1);
+        assert_eq!(group([&bytes[..]], 1, &large, &BTreeSet::new()).1.len(), 1);
     }
 }

@@ -7,13 +7,14 @@
 //! ```
 //!
 //! # What a message is
-//! Rows of one record that share a partition, as newline-separated JSON (`JSONEachRow`), at most
-//! [`Settings::batch_size`] of them and [`Settings::max_message_bytes`] bytes. Its key is null, its partition is set.
+//! Rows that share a partition, as newline-separated JSON (`JSONEachRow`), at most [`Settings::batch_size`] of them and
+//! [`Settings::max_message_bytes`] bytes; of one record, or of several that follow each other and were waiting together.
+//! Its key is null, its partition is set. Each row says itself where it comes from (`wal_id`, `wal_seq`, `wal_ordinal`).
 //!
 //! ```text
-//! headers   wal_id       the opening of the log that wrote the record (UUID)
-//!           wal_seq      the record's sequence
-//!           wal_ordinal  the first row's place in the record
+//! headers   wal_id       the opening of the log that wrote the records (UUID)
+//!           wal_seq      the sequence of the first row's record
+//!           wal_ordinal  the first row's place in that record
 //!           rows         number of rows
 //! ```
 //!
@@ -26,9 +27,10 @@
 //! - Messages are handed to one idempotent producer (`acks=all`, no gaps, no time-out) in the order of the log. So in a
 //!   partition a broker never holds what came later without what came before.
 //! - On any delivery error nothing further is sent. The producer is purged and replaced, the reader goes back to the
-//!   lowest record that is not wholly acknowledged, and everything from there is sent again in order. What the broker
-//!   had already taken of it is there twice then, and carries the same headers: a reader that drops, per partition and
-//!   wal id, what is not above the highest (sequence, ordinal) that it has seen, sees every message once and in order.
+//!   lowest record that is not wholly acknowledged, and everything from there is sent again in order. The rows of it that
+//!   the broker had already taken are there twice then, in messages that may be cut otherwise: a reader that drops, per
+//!   partition and wal id, the rows that are not above the highest (sequence, ordinal) that it has seen, sees every row
+//!   once and in order.
 //! - A record that is sent again is cut by the number of partitions of its first sending (see [`crate::broker`]).
 //!
 //! # Operation

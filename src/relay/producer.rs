@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, ClientEvents, Settings, Status},
-    ids::{WalId, WalSeq},
+    ids::WalSeq,
     metrics::Metrics,
 };
 
@@ -127,15 +127,16 @@ impl Producer {
         Ok(Self { inner, stop, poller, topic: settings.topic.clone(), parked_topic: settings.parked_topic() })
     }
 
-    /// Hands one message to librdkafka, which copies it.
-    pub(super) fn hand_over(&self, wal_id: WalId, seq: WalSeq, message: &Message, window: &Window) -> Handed {
-        let sent = Sent { seq, first_ordinal: message.first_ordinal, rows: message.rows, bytes: message.payload.len() };
+    /// Hands one message of the records that begin with `group` to librdkafka, which copies it.
+    pub(super) fn hand_over(&self, group: WalSeq, message: &Message, window: &Window) -> Handed {
+        let Message { wal_id, first, first_ordinal, last, rows, .. } = *message;
+        let sent = Sent { group, first, first_ordinal, last, rows, bytes: message.payload.len() };
         let number = |value: u64| value.to_string();
         let headers = OwnedHeaders::new_with_capacity(4)
             .insert(Header { key: "wal_id", value: Some(&wal_id.to_string()) })
-            .insert(Header { key: "wal_seq", value: Some(&number(seq.0)) })
-            .insert(Header { key: "wal_ordinal", value: Some(&number(u64::from(message.first_ordinal))) })
-            .insert(Header { key: "rows", value: Some(&number(u64::from(message.rows))) });
+            .insert(Header { key: "wal_seq", value: Some(&number(first.0)) })
+            .insert(Header { key: "wal_ordinal", value: Some(&number(u64::from(first_ordinal))) })
+            .insert(Header { key: "rows", value: Some(&number(u64::from(rows))) });
         let (topic, partition) = match message.to {
             Destination::Events(partition) => (&self.topic, i32::try_from(partition).unwrap_or(i32::MAX)),
             Destination::Parked => (&self.parked_topic, 0),

@@ -14,8 +14,13 @@ use crate::ids::WalSeq;
 /// A message as it comes back with its delivery report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sent {
-    pub(super) seq: WalSeq,
+    /// The first record of those that were sent together.
+    pub(super) group: WalSeq,
+    /// The record of its first row.
+    pub(super) first: WalSeq,
     pub(super) first_ordinal: u32,
+    /// The record of its last row.
+    pub(super) last: WalSeq,
     pub(super) rows: u32,
     pub(super) bytes: usize,
 }
@@ -37,18 +42,26 @@ pub(super) struct Run {
     pub(super) records: u64,
 }
 
+/// Records that are sent together: they are acknowledged together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) first: WalSeq,
+    pub(super) last: WalSeq,
+    /// Events of the log up to and with the last record.
+    pub(super) cumulative: u64,
+    pub(super) records: u64,
+}
+
 #[derive(Debug)]
 struct Entry {
-    seq: WalSeq,
-    /// Events of the log up to and with this record.
-    cumulative: u64,
+    group: Group,
     /// Messages without an acknowledgement.
     outstanding: usize,
 }
 
 #[derive(Debug)]
 struct Inner {
-    records: VecDeque<Entry>,
+    groups: VecDeque<Entry>,
     bytes: usize,
     messages: usize,
     failure: Option<Failure>,
@@ -66,7 +79,7 @@ pub(super) struct Window {
 impl Window {
     pub(super) fn new() -> Self {
         let inner = Inner {
-            records: VecDeque::new(),
+            groups: VecDeque::new(),
             bytes: 0,
             messages: 0,
             failure: None,
@@ -76,14 +89,14 @@ impl Window {
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
-    /// A record will be sent as so many messages. Records come in the order of their sequence.
-    pub(super) fn begin(&self, seq: WalSeq, cumulative: u64, messages: usize) {
+    /// A group of records will be sent as so many messages. Groups come in the order of the log.
+    pub(super) fn begin(&self, group: Group, messages: usize) {
         let mut inner = self.inner.lock();
         if inner.messages == 0 {
             // Nothing was due before now.
             inner.last_news = Instant::now();
         }
-        inner.records.push_back(Entry { seq, cumulative, outstanding: messages });
+        inner.groups.push_back(Entry { group, outstanding: messages });
     }
 
     /// A message was handed to librdkafka.
@@ -107,8 +120,8 @@ impl Window {
         inner.messages = inner.messages.saturating_sub(1);
         inner.last_news = Instant::now();
         let first = !std::mem::replace(&mut inner.acknowledged, true);
-        if let Ok(index) = inner.records.binary_search_by_key(&sent.seq, |entry| entry.seq)
-            && let Some(entry) = inner.records.get_mut(index)
+        if let Ok(index) = inner.groups.binary_search_by_key(&sent.group, |entry| entry.group.first)
+            && let Some(entry) = inner.groups.get_mut(index)
         {
             entry.outstanding = entry.outstanding.saturating_sub(1);
         }
@@ -135,17 +148,17 @@ impl Window {
     pub(super) fn take_acknowledged(&self) -> Option<Run> {
         let mut inner = self.inner.lock();
         let mut taken: Option<Run> = None;
-        while inner.records.front().is_some_and(|entry| entry.outstanding == 0) {
-            if let Some(Entry { seq, cumulative, .. }) = inner.records.pop_front() {
-                taken = Some(Run { last: seq, cumulative, records: taken.map_or(1, |run| run.records + 1) });
+        while inner.groups.front().is_some_and(|entry| entry.outstanding == 0) {
+            if let Some(Entry { group: Group { last, cumulative, records, .. }, .. }) = inner.groups.pop_front() {
+                taken = Some(Run { last, cumulative, records: taken.map_or(0, |run| run.records) + records });
             }
         }
         taken
     }
 
-    /// The lowest record that is not wholly acknowledged.
+    /// The lowest record from which on not everything is acknowledged.
     pub(super) fn lowest(&self) -> Option<WalSeq> {
-        self.inner.lock().records.front().map(|entry| entry.seq)
+        self.inner.lock().groups.front().map(|entry| entry.group.first)
     }
 
     /// `bytes` more fit below `limit`. One message always fits, so that none is too large to be ever sent.
@@ -181,14 +194,19 @@ mod tests {
     use super::*;
 
     fn sent(seq: u64) -> Sent {
-        Sent { seq: WalSeq(seq), first_ordinal: 0, rows: 1, bytes: 10 }
+        Sent { group: WalSeq(seq), first: WalSeq(seq), first_ordinal: 0, last: WalSeq(seq), rows: 1, bytes: 10 }
+    }
+
+    /// Records `first..=last`, ten events each.
+    fn group(first: u64, last: u64) -> Group {
+        Group { first: WalSeq(first), last: WalSeq(last), cumulative: last * 10, records: last - first + 1 }
     }
 
     #[test]
     fn only_the_longest_acknowledged_run_is_taken() {
         let window = Window::new();
-        for (seq, messages) in [(3, 2), (4, 1), (7, 1), (8, 0)] {
-            window.begin(WalSeq(seq), seq * 10, messages);
+        for (first, last, messages) in [(3, 3, 2), (4, 6, 1), (7, 7, 1), (8, 9, 0)] {
+            window.begin(group(first, last), messages);
             for _ in 0..messages {
                 window.sent(10);
             }
@@ -198,13 +216,13 @@ mod tests {
         assert_eq!(window.take_acknowledged(), None, "3 has another message");
         assert_eq!(window.lowest(), Some(WalSeq(3)));
         window.acknowledged(&sent(3));
-        assert_eq!(window.take_acknowledged(), Some(Run { last: WalSeq(4), cumulative: 40, records: 2 }));
+        assert_eq!(window.take_acknowledged(), Some(Run { last: WalSeq(6), cumulative: 60, records: 4 }));
         assert_eq!(window.lowest(), Some(WalSeq(7)));
         window.acknowledged(&sent(7));
         assert_eq!(
             window.take_acknowledged(),
-            Some(Run { last: WalSeq(8), cumulative: 80, records: 2 }),
-            "a record without messages is done"
+            Some(Run { last: WalSeq(9), cumulative: 90, records: 3 }),
+            "records without messages are done"
         );
         assert!(window.is_settled());
         assert_eq!(window.take_acknowledged(), None);
@@ -214,7 +232,7 @@ mod tests {
     fn room_is_by_bytes_and_one_message_always_fits() {
         let window = Window::new();
         assert!(window.has_room(1000, 100));
-        window.begin(WalSeq(1), 1, 1);
+        window.begin(group(1, 1), 1);
         window.sent(90);
         assert!(window.has_room(10, 100));
         assert!(!window.has_room(11, 100));

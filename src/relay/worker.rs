@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Relay, RelayError,
     counts::Counts,
-    group::{self, Grouped, MessageLimits},
+    group::{Destination, Grouping, MessageLimits, Refused},
     producer::{Handed, Producer},
-    window::{Failure, Run, Window},
+    window::{Failure, Group, Run, Window},
 };
 use crate::{
     broker::{self, BrokerError, Severity, TopicWatch},
@@ -27,7 +27,7 @@ use crate::{
     wal::{self, ReadError, Record, Wal},
 };
 
-/// Most records read at once, and most bytes of them as they are in the log.
+/// Most records read at once and sent together, and most bytes of them as they are in the log.
 const READ_RECORDS: usize = 64;
 const READ_BYTES: usize = 1 << 20;
 /// A wait looks around this often even if nothing is reported.
@@ -207,10 +207,10 @@ impl Worker {
                 Ok(records) => records,
                 Err(end) => return end,
             };
-            for record in records {
-                // Until it is handed over, a new producer must begin with it.
-                self.unsent = Some(record.seq);
-                if let Err(end) = self.send(&record, producer, window) {
+            for together in self.together(&records) {
+                // Until they are handed over, a new producer must begin with them.
+                self.unsent = together.first().map(|record| record.seq);
+                if let Err(end) = self.send(together, producer, window) {
                     return end;
                 }
                 self.unsent = None;
@@ -218,24 +218,40 @@ impl Worker {
         }
     }
 
-    fn send(&mut self, record: &Record, producer: &Producer, window: &Window) -> Result<(), End> {
-        let grouped = self.group(record);
-        for refused in &grouped.refused {
-            self.keep_letter(record, refused)?;
+    /// `records` by what is sent together: those of one opening of the log, but one of which the broker found something
+    /// too large on its own.
+    fn together<'a>(&self, records: &'a [Arc<Record>]) -> Vec<&'a [Arc<Record>]> {
+        let alone = |record: &Arc<Record>| self.too_large.contains_key(&record.seq);
+        records.chunk_by(|a, b| a.wal_id == b.wal_id && !alone(a) && !alone(b)).collect()
+    }
+
+    fn send(&mut self, records: &[Arc<Record>], producer: &Producer, window: &Window) -> Result<(), End> {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
+        let alone = self.too_large.get(&first.seq).is_some_and(|too_large| too_large.alone);
+        let settings = &self.relay.settings;
+        let rows = if alone { 1 } else { settings.batch_size.max(1) };
+        let mut grouping = Grouping::new(MessageLimits { rows, bytes: settings.max_message_bytes });
+        for record in records {
+            for refused in self.group(record, &mut grouping) {
+                self.keep_letter(record, &refused)?;
+            }
         }
-        if grouped.has_parked() {
+        let messages = grouping.finish();
+        if messages.iter().any(|message| message.to == Destination::Parked) {
             self.wait_for_parked_topic(window)?;
         }
-        let first = record.cumulative.saturating_sub(u64::from(record.event_count));
-        self.lag.acknowledged.get_or_insert(first);
-        self.lag.read = Some((record.seq, record.cumulative));
-        window.begin(record.seq, record.cumulative, grouped.messages.len());
-        for message in &grouped.messages {
+        let before = first.cumulative.saturating_sub(u64::from(first.event_count));
+        self.lag.acknowledged.get_or_insert(before);
+        self.lag.read = Some((last.seq, last.cumulative));
+        let group =
+            Group { first: first.seq, last: last.seq, cumulative: last.cumulative, records: records.len() as u64 };
+        window.begin(group, messages.len());
+        for message in &messages {
             while !window.has_room(message.payload.len(), self.relay.settings.in_flight_bytes) {
                 self.wait(window)?;
             }
             loop {
-                match producer.hand_over(record.wal_id, record.seq, message, window) {
+                match producer.hand_over(first.seq, message, window) {
                     Handed::Over => break,
                     Handed::QueueFull => self.wait(window)?,
                     Handed::Failed(failure) => return Err(End::Failed(window.failure().unwrap_or(failure))),
@@ -264,7 +280,8 @@ impl Worker {
         Ok(())
     }
 
-    fn group(&mut self, record: &Record) -> Grouped {
+    /// Adds the rows of `record` to `grouping`; gives those that no message can carry.
+    fn group(&mut self, record: &Record, grouping: &mut Grouping) -> Vec<Refused> {
         let present = *self.topic.partitions.borrow();
         let (partitions, first) = self.counts.for_record(record.seq, present);
         if first {
@@ -278,12 +295,8 @@ impl Worker {
         if !self.counts_kept {
             self.keep_counts();
         }
-        let settings = &self.relay.settings;
-        let exceptions = self.too_large.get(&record.seq);
-        let rows = if exceptions.is_some_and(|too_large| too_large.alone) { 1 } else { settings.batch_size.max(1) };
-        let limits = MessageLimits { rows, bytes: settings.max_message_bytes };
         let none = BTreeSet::new();
-        let too_large = exceptions.map_or(&none, |too_large| &too_large.rows);
+        let too_large = self.too_large.get(&record.seq).map_or(&none, |too_large| &too_large.rows);
         let origin = Origin {
             wal_id: record.wal_id,
             wal_seq: record.seq.0,
@@ -294,13 +307,12 @@ impl Worker {
         let rows =
             record.decompress_into(&mut self.raw).and_then(|()| wal::rows(&self.raw).collect::<Result<Vec<_>, _>>());
         match rows {
-            Ok(rows) => group::group(rows, &origin, partitions, &limits, too_large),
+            Ok(rows) => grouping.add(rows, &origin, partitions, too_large),
             Err(error) => {
                 // The log checked it when it was written and when it was read: this is a version that writes wrongly.
                 let reason = format!("the record cannot be unpacked: {}", chain(&error));
                 let bytes = record.payload().to_vec();
-                let refused = vec![group::Refused { ordinal: 0, reason, form: Form::Record, bytes }];
-                Grouped { messages: Vec::new(), refused }
+                vec![Refused { ordinal: 0, reason, form: Form::Record, bytes }]
             }
         }
     }
@@ -318,7 +330,7 @@ impl Worker {
     }
 
     /// Writes a dead letter, and tries for as long as it takes: its record may not go before.
-    fn keep_letter(&mut self, record: &Record, refused: &group::Refused) -> Result<(), End> {
+    fn keep_letter(&mut self, record: &Record, refused: &Refused) -> Result<(), End> {
         let place = (record.seq, refused.ordinal);
         while !self.lettered.contains(&place) {
             let letter = DeadLetter {
@@ -444,11 +456,12 @@ impl Worker {
         self.relay.metrics.error("relay");
         self.relay.status.set("producer", Severity::Degraded, format!("the producer is replaced: {}", failure.reason));
         if let Some(sent) = failure.too_large {
-            let too_large = self.too_large.entry(sent.seq).or_default();
             if sent.rows > 1 {
-                too_large.alone = true;
+                for seq in sent.first.0..=sent.last.0 {
+                    self.too_large.entry(WalSeq(seq)).or_default().alone = true;
+                }
             } else {
-                too_large.rows.insert(sent.first_ordinal);
+                self.too_large.entry(sent.first).or_default().rows.insert(sent.first_ordinal);
             }
         }
         if let Some(seq) = lowest {

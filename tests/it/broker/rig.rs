@@ -272,10 +272,8 @@ pub struct Seen {
     pub partition: i32,
     pub offset: i64,
     pub wal_id: WalId,
-    pub seq: u64,
-    pub ordinal: u32,
-    /// Its rows, by ordinal.
-    pub rows: Vec<(u32, EventId)>,
+    /// Its rows, each with its record's sequence and its ordinal there.
+    pub rows: Vec<((u64, u32), EventId)>,
 }
 
 /// Reads the whole topic, from the beginning, until `enough` of it was seen.
@@ -307,19 +305,21 @@ pub async fn read_topic(brokers: &str, partitions: i32, mut enough: impl FnMut(&
             assert!(message.key().is_none());
             let lines = message.payload().unwrap().split(|byte| *byte == b'\n');
             let parts: Vec<_> = lines.map(|line| row::read_json(line).unwrap()).collect();
-            let rows: Vec<_> = parts.iter().map(|(event, origin)| (origin.wal_ordinal, event.event_id)).collect();
+            let rows: Vec<_> = parts
+                .iter()
+                .map(|(event, origin)| ((origin.wal_seq, origin.wal_ordinal), event.event_id))
+                .collect();
             let found = Seen {
                 partition: message.partition(),
                 offset: message.offset(),
                 wal_id: WalId(headers["wal_id"].parse().unwrap()),
-                seq: headers["wal_seq"].parse().unwrap(),
-                ordinal: headers["wal_ordinal"].parse().unwrap(),
                 rows,
             };
             assert_eq!(headers["rows"], found.rows.len().to_string());
-            assert_eq!(found.rows[0].0, found.ordinal);
+            let first = (headers["wal_seq"].parse().unwrap(), headers["wal_ordinal"].parse().unwrap());
+            assert_eq!(found.rows[0].0, first);
             for (_, origin) in &parts {
-                assert_eq!((origin.wal_id, origin.wal_seq), (found.wal_id, found.seq));
+                assert_eq!(origin.wal_id, found.wal_id);
             }
             seen.push(found);
         }
@@ -336,16 +336,17 @@ pub fn deduplicated(seen: &[Seen]) -> (Vec<EventId>, usize) {
     for message in seen {
         let before = offsets.insert(message.partition, message.offset);
         assert!(before.is_none_or(|before| before < message.offset));
-        let place = (message.seq, message.ordinal);
-        let mark = marks.entry((message.partition, message.wal_id)).or_default();
-        // Sequences begin at 1, so nothing stands at the first mark.
-        if place <= *mark {
-            dropped += 1;
-            continue;
-        }
-        *mark = place;
         assert!(message.rows.is_sorted_by(|a, b| a.0 < b.0));
-        events.extend(message.rows.iter().map(|(_, event)| *event));
+        let mark = marks.entry((message.partition, message.wal_id)).or_default();
+        for (place, event) in &message.rows {
+            // Sequences begin at 1, so nothing stands at the first mark.
+            if place <= mark {
+                dropped += 1;
+            } else {
+                *mark = *place;
+                events.push(*event);
+            }
+        }
     }
     (events, dropped)
 }

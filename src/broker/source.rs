@@ -35,6 +35,7 @@ mod idle;
 mod marker;
 #[cfg(test)]
 mod model;
+mod pace;
 mod poll;
 mod recall;
 mod repeats;
@@ -181,7 +182,7 @@ impl Source for KafkaSource {
                 if let Some(error) = &state.failed {
                     return Err(SourceError::Broker(Box::new(error.clone())));
                 }
-                if let Some(range) = state.ready.pop_front() {
+                if let Some(range) = state.take_ready() {
                     return Ok(range);
                 }
             }

@@ -162,7 +162,7 @@ impl Committer {
     /// Takes complete ranges out of the buffers of partitions that have none under way. True when there is anything to
     /// send.
     fn prepare(&mut self, state: &mut MutexGuard<'_, State>, now: Instant, wake: &mut Instant) -> bool {
-        let limits = &self.shared.limits;
+        let limits = &state.paced(&self.shared.limits);
         let hurry = state.hurry(self.shared.settings.buffer_bytes);
         let mut due = false;
         for (id, partition) in &mut state.partitions {

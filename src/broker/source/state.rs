@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     buffer::{Buffer, Piece},
+    pace::Pace,
     recall::Recall,
     repeats::Marks,
 };
@@ -71,6 +72,8 @@ pub(super) struct Partition {
     pub(super) stage: Stage,
     /// Bytes of the range under way.
     pub(super) under_way: usize,
+    /// When the sink took the range under way.
+    pub(super) taken: Option<Instant>,
     pub(super) revoked: CancellationToken,
     pub(super) paused: bool,
 }
@@ -86,6 +89,7 @@ pub(super) struct State {
     pub(super) ready: VecDeque<Range>,
     /// Bytes in all buffers and ranges.
     pub(super) held: usize,
+    pub(super) pace: Pace,
     pub(super) closing: bool,
     /// The client failed for good.
     pub(super) failed: Option<rdkafka::error::KafkaError>,
@@ -131,6 +135,7 @@ impl State {
                 next,
                 stage: Stage::Idle,
                 under_way: 0,
+                taken: None,
                 revoked: CancellationToken::new(),
                 paused: false,
             };
@@ -202,12 +207,31 @@ impl State {
         (partition.generation == range.generation && given).then_some(partition)
     }
 
+    /// Gives out the range that has waited longest.
+    pub(super) fn take_ready(&mut self) -> Option<Range> {
+        let range = self.ready.pop_front()?;
+        if let Some(partition) = self.of_range(&range) {
+            partition.taken = Some(Instant::now());
+        }
+        Some(range)
+    }
+
     /// Queues the commit of `range`; `None` when it is no longer ours.
     pub(super) fn done(&mut self, range: &Range) -> Option<oneshot::Receiver<()>> {
         let partition = self.of_range(range)?;
         let (tell, told) = oneshot::channel();
         partition.stage = Stage::Done { last: range.id.last, waiting: vec![tell] };
+        if let Some(taken) = partition.taken.take() {
+            self.pace.stored(taken.elapsed());
+        }
         Some(told)
+    }
+
+    /// `limits` with the age that ranges have to reach now.
+    pub(super) fn paced(&self, limits: &RangeLimits) -> RangeLimits {
+        let busy = |partition: &&Partition| !matches!(partition.stage, Stage::Idle) || partition.buffer.size() > 0;
+        let partitions = self.partitions.values().filter(busy).count();
+        RangeLimits { age: self.pace.age(partitions, limits.age), ..limits.clone() }
     }
 
     /// The insert of `range` was given up. Only a revoked range can be: its rows are not kept here to be given again.

@@ -1,6 +1,6 @@
 //! Turns what waits into one batch for the storage engine.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use sled::IVec;
 
@@ -13,7 +13,7 @@ use crate::ids::{WalId, WalSeq};
 
 /// Small records are put together into values of about this size: the storage engine's cost is per value, and with
 /// values up to here its memory stays low.
-const FRAME_TARGET: usize = 16 << 10;
+const FRAME_TARGET: usize = 32 << 10;
 
 /// One commit in the making.
 pub(super) struct Frames {
@@ -23,8 +23,9 @@ pub(super) struct Frames {
     frame: Vec<u8>,
     frame_first: u64,
     frame_records: usize,
-    pub batch: sled::Batch,
-    /// Everything in the batch, in order.
+    /// What is written: keys and values.
+    values: Vec<(IVec, IVec)>,
+    /// Every record in them, in order.
     pub records: Vec<Arc<Record>>,
     pub payload_bytes: u64,
     pub events: u64,
@@ -41,7 +42,7 @@ impl Frames {
             frame: Vec::with_capacity(2 * FRAME_TARGET),
             frame_first: next,
             frame_records: 0,
-            batch: sled::Batch::default(),
+            values: Vec::new(),
             records: Vec::new(),
             payload_bytes: 0,
             events: 0,
@@ -78,7 +79,7 @@ impl Frames {
 
     /// Adds an answer to be kept beside the records.
     pub(super) fn add_answer(&mut self, key: &[u8], value: Vec<u8>) {
-        self.batch.insert(key, value);
+        self.values.push((key.into(), value.into()));
         self.answers += 1;
     }
 
@@ -100,6 +101,20 @@ impl Frames {
         self.cumulative
     }
 
+    /// Puts everything into `db`, all or nothing.
+    pub(super) fn write_to(&mut self, db: &sled::Db) -> sled::Result<()> {
+        let mut values = mem::take(&mut self.values);
+        if values.len() <= 1 {
+            // A value is all or nothing by itself. The manifest of a batch would be written, and waited for, apart from it.
+            return values.pop().map_or(Ok(()), |(key, value)| db.insert(key, value).map(drop));
+        }
+        let mut batch = sled::Batch::default();
+        for (key, value) in values {
+            batch.insert(key, value);
+        }
+        db.apply_batch(batch)
+    }
+
     fn seal(&mut self) {
         if self.frame.is_empty() {
             return;
@@ -108,7 +123,7 @@ impl Frames {
         self.frame.clear();
         // Reading the frame back checks it before anything depends on it.
         self.records.extend(split_frame(&frame).into_iter().flatten());
-        self.batch.insert(&self.frame_first.to_be_bytes()[..], frame);
+        self.values.push((IVec::from(&self.frame_first.to_be_bytes()), frame));
         self.frame_first = self.next;
         self.frame_records = 0;
     }

@@ -1,7 +1,7 @@
 //! The one thread that writes: it takes whatever waits, commits it as one batch, and answers all.
 //!
 //! ```text
-//! wait -> gather (all that is queued, up to 4 MiB) -> encode into frames -> apply_batch -> flush -> blobs -> fdatasync
+//! wait -> gather (all that is queued, up to 4 MiB) -> encode into frames -> insert or apply_batch -> flush -> blobs -> fdatasync
 //!      -> marks (page cache) -> tail -> answers          then, at most four times a second: space, seals, deletions
 //! ```
 
@@ -247,10 +247,9 @@ impl Writer {
             return Err(Fault::NoSpace(io::Error::from(io::ErrorKind::StorageFull)));
         };
         let device = &self.shared.device;
-        let storage_batch = std::mem::take(&mut frames.batch);
         guarded(|| {
             device.fault(Point::Apply).map_err(StoreError::io("apply"))?;
-            active.db.apply_batch(storage_batch).map_err(StoreError::Sled)?;
+            frames.write_to(&active.db).map_err(StoreError::Sled)?;
             device.fault(Point::Flush).map_err(StoreError::io("flush"))?;
             active.db.flush().map_err(StoreError::Sled).map(|_| ())
         })?;

@@ -58,3 +58,4 @@ pub mod retention;
 pub mod serve;
 mod table;
 pub mod trace;
+pub mod urgent;

@@ -28,6 +28,7 @@ mod rate_limits;
 mod replay;
 mod server;
 mod sort;
+mod threads;
 mod usage;
 
 use std::{

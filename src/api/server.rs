@@ -23,12 +23,16 @@ use hyper_util::{
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::address::Peer;
+use super::{
+    address::Peer,
+    threads::{Counted, Threads},
+};
 
 /// How a server treats its connections.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +43,8 @@ pub struct ServerSettings {
     pub shutdown: Duration,
     /// Connections that are open at once; more wait in the kernel.
     pub connections: usize,
+    /// Threads that they are served on; at least 1.
+    pub threads: usize,
 }
 
 /// Files that the engine opens beside connections: some for each generation of the log, each plugin, each broker, each insert,
@@ -65,6 +71,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     settings: ServerSettings,
+    threads: Threads,
     /// Each open connection has one.
     places: Arc<Semaphore>,
 }
@@ -73,13 +80,14 @@ impl Server {
     /// Binds `host:port`; port 0 takes a free one.
     ///
     /// # Errors
-    /// The operating system's, with the address in its text.
+    /// The operating system's, with the address in its text where it is about that.
     pub async fn bind(host: &str, port: u16, settings: ServerSettings) -> io::Result<Self> {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {host}:{port}: {error}"));
         let listener = TcpListener::bind((host, port)).await.map_err(named)?;
         let address = listener.local_addr().map_err(named)?;
         let places = Arc::new(Semaphore::new(settings.connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Ok(Self { listener, address, settings, places })
+        let threads = Threads::start(settings.threads)?;
+        Ok(Self { listener, address, settings, threads, places })
     }
 
     /// The address as bound.
@@ -103,7 +111,8 @@ impl Server {
             match accepted {
                 Ok((stream, peer, place)) => {
                     let service = WithPeer { router: router.clone(), peer: Peer(peer.ip()) };
-                    serve(&builder, &connections, stream, service, place);
+                    let (thread, counted) = self.threads.next();
+                    serve(&builder, &connections, stream, service, thread, (place, counted));
                 }
                 // The client has gone again: nothing to do.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -118,6 +127,7 @@ impl Server {
         let open = connections.count();
         match tokio::time::timeout(self.settings.shutdown, connections.shutdown()).await {
             Ok(()) => 0,
+            // Cut when the threads are dropped.
             Err(_) => open,
         }
     }
@@ -160,24 +170,35 @@ where
     }
 }
 
+/// Serves a connection on `thread`. `held` is let go when it has ended.
 fn serve(
     builder: &auto::Builder<TokioExecutor>,
     connections: &GracefulShutdown,
     stream: TcpStream,
     service: WithPeer,
-    place: OwnedSemaphorePermit,
+    thread: &Handle,
+    held: (OwnedSemaphorePermit, Counted),
 ) {
     // Answers are small and complete: waiting for more to send with them only adds latency.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
-    let connection = connections.watch(connection);
-    tokio::spawn(async move {
+    // It is this runtime that would be told when the stream can be read.
+    let stream = match stream.into_std() {
+        Ok(stream) => stream,
+        Err(error) => return tracing::error!(%error, "a connection cannot be given to its thread"),
+    };
+    let (builder, watcher) = (builder.clone(), connections.watcher());
+    thread.spawn(async move {
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::error!(%error, "a connection cannot be taken up by its thread"),
+        };
+        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
         // A client that breaks its connection is its own affair; what it sent in full has been answered.
-        if let Err(error) = connection.await {
+        if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "a connection ended with an error");
         }
-        drop(place);
+        drop(held);
     });
 }

@@ -80,6 +80,7 @@ impl Front {
         let mut settings = settings::server(&common.config);
         if name == "admin" {
             settings.connections = api::ADMIN_CONNECTIONS;
+            settings.threads = 1;
         }
         let server = Server::bind(host, port, settings).await.with_context(|| format!("starting the {name} port"))?;
         tracing::info!(address = %server.address(), "{name} listening");

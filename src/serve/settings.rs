@@ -76,6 +76,7 @@ pub(super) fn server(config: &Config) -> api::ServerSettings {
         header_timeout: config.server.header_timeout,
         shutdown: config.shutdown.requests,
         connections: api::most_connections(),
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     }
 }
 

@@ -111,6 +111,7 @@ use crate::{
     ids::{TenantId, WalId, WalSeq},
     metrics::Metrics,
     month::Month,
+    urgent,
 };
 
 /// When an append counts as durable.
@@ -168,7 +169,7 @@ impl Settings {
             warn_disk_ratio: 0.8,
             min_free_bytes: 512 << 20,
             segment_bytes: 8 << 20,
-            cache_bytes: 64 << 20,
+            cache_bytes: 8 << 20,
             durability: Durability::Fsync,
             dedup_span: Duration::from_mins(15),
             dedup_ids: 5_000_000,
@@ -323,7 +324,13 @@ impl Wal {
             },
         }
         let thread = thread::Builder::new().name("wal-writer".to_owned());
-        thread.spawn(move || writer.run(&queue)).map_err(spawn)?;
+        // Its own, and those through which the storage engine writes.
+        urgent::threads_named("sled-io");
+        let run = move || {
+            urgent::this_thread();
+            writer.run(&queue);
+        };
+        thread.spawn(run).map_err(spawn)?;
         Ok((Self { shared, handle }, reader))
     }
 

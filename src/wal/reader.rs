@@ -67,7 +67,7 @@ impl Reader {
                 }
                 continue;
             }
-            let recent = self.shared.tail.lock().read(self.cursor, max_records, max_bytes);
+            let recent = self.shared.tail.lock().take(self.cursor, max_records, max_bytes);
             let records = match recent {
                 Some(records) => {
                     // An empty answer: what was committed is done already.

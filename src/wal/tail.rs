@@ -33,7 +33,17 @@ impl Tail {
         }
     }
 
-    /// Drops what was read and needs no second reading.
+    /// [`Self::read`], and lets go of what is read: whoever reads keeps it, and a second reading, which a failed producer
+    /// needs, is from disk.
+    pub(super) fn take(&mut self, from: u64, max_records: usize, max_bytes: usize) -> Option<Vec<Arc<Record>>> {
+        let taken = self.read(from, max_records, max_bytes)?;
+        if let Some(last) = taken.last() {
+            self.forget_through(last.seq.0);
+        }
+        Some(taken)
+    }
+
+    /// Drops what needs no reading any more.
     pub(super) fn forget_through(&mut self, seq: u64) {
         while let Some(record) = self.records.front()
             && record.seq.0 <= seq
@@ -45,7 +55,7 @@ impl Tail {
     }
 
     /// The records from `from` on, within both bounds but at least one; nothing when the tail does not reach back so far.
-    pub(super) fn read(&self, from: u64, max_records: usize, max_bytes: usize) -> Option<Vec<Arc<Record>>> {
+    fn read(&self, from: u64, max_records: usize, max_bytes: usize) -> Option<Vec<Arc<Record>>> {
         if from < self.complete_from {
             return None;
         }

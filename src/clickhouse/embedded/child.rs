@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    access, durable,
+    access, defaults, durable,
     engine::{Engine, OpenError},
     facade::{self, Facade},
     handshake::{Message, NONCE_VARIABLE},
@@ -26,6 +26,10 @@ use crate::{
 
 /// How long a predecessor on the same path may take to exit.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much less urgent the engine is than its parent, as `nice(1)` counts: it has a tenth of the core that it shares with a
+/// busy thread of the parent, and all that nobody else wants.
+const NICE: i32 = 10;
 
 /// How long running requests may take to finish after SIGTERM or SIGINT; then they are cancelled.
 const FINISH: Duration = Duration::from_secs(15);
@@ -50,9 +54,7 @@ const LIBRARY: &str = "ingestion-engine/libchdb-26.7.3-stable.1/libchdb.so";
 
 /// What the engine is started with, beside its path and users. It runs beside an ingestion engine on what may be a small
 /// machine. Of its resident memory (200 MB idle) 160 MB are pages of the library's own file; these options bound the rest.
-const ENGINE_OPTIONS: [&str; 10] = [
-    // Without it a config.xml in the working directory, or clickhouse-local's in the home folder, would be read.
-    "--config-file=",
+const ENGINE_OPTIONS: [&str; 9] = [
     // The engine takes a bare expression for a query; a server does not.
     "--implicit_select=0",
     // Answers are complete in memory before they are sent. A larger one is an error (396), not the end of the process.
@@ -209,6 +211,11 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     let ChildSettings { path, port, library, port_file, watch_parent, nonce } = settings;
     let orphaned = CancellationToken::new();
     if watch_parent {
+        // Of the threads of all that follows. An insert, or a merge, keeps every core busy for a tenth of a second at a time:
+        // who waits for an answer of the parent goes before it, as far as a tenth of a core is left for it.
+        if let Err(error) = rustix::process::nice(NICE) {
+            tracing::debug!(%error, "the embedded engine runs as urgently as everything else");
+        }
         let orphaned = orphaned.clone();
         thread::Builder::new()
             .name("parent-watch".to_owned())
@@ -239,7 +246,10 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     let opened = std::time::Instant::now();
     let users = access::write_users(&path).map_err(unusable)?;
     let users = format!("--users_config={}", users.display());
-    let options: Vec<&str> = ENGINE_OPTIONS.iter().copied().chain([users.as_str()]).collect();
+    // Without one a config.xml in the working directory, or clickhouse-local's in the home folder, would be read.
+    let config = defaults::write_config(&path).map_err(unusable)?;
+    let config = format!("--config-file={}", config.display());
+    let options: Vec<&str> = ENGINE_OPTIONS.iter().copied().chain([config.as_str(), users.as_str()]).collect();
     durable::forget_lost(&path).map_err(unusable)?;
     let engine =
         Engine::open(&library, &path, &options).map_err(|source| ChildError::Open { path: path.clone(), source })?;

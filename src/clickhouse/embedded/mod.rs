@@ -40,6 +40,7 @@
 
 mod access;
 mod child;
+mod defaults;
 mod durable;
 mod engine;
 mod facade;

@@ -8,6 +8,14 @@ use super::clickhouse_child::{ClickHouse, PROGRAM, curl, post, wait_for, with_qu
 use crate::support::process::ToEnd;
 
 #[test]
+fn the_tables_have_the_defaults_of_this_engine() {
+    let scratch = tempfile::tempdir().unwrap();
+    let server = ClickHouse::start(&scratch.path().join("clickhouse"));
+    let base = server.run("SELECT value FROM system.merge_tree_settings WHERE name = 'merge_selector_base'");
+    assert_eq!(base, "20\n");
+}
+
+#[test]
 fn acknowledged_rows_survive_kill_9() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("clickhouse");

@@ -91,8 +91,8 @@ impl Dimension {
                  it are closed files."
             }
             Self::Partitions => {
-                "A message holds events of one request and one partition, so that a request becomes up to as many messages as there \
-                 are partitions, each of which is produced, acknowledged, fetched and decoded by itself."
+                "A message holds events of one partition, of the requests that waited together: the more partitions, the fewer in \
+                 each, and each is produced, acknowledged, fetched and decoded by itself."
             }
             Self::Batch => {
                 "What a request costs (its head, key, quota, answer, and system calls at both ends), its events share: a + b / \
@@ -215,7 +215,8 @@ fn inserts(curve: &Curve) -> Option<String> {
     (most > least * FLAT).then(|| {
         format!(
             "An insert costs what it costs whatever its rows (a part with its files and fsyncs in the table and in each of the \
-             views' three targets), goes out after half a second at the latest, and has {} to {} rows here.",
+             views' three targets), goes out after half a second (or up to two, while a round of inserts takes longer), and \
+             has {} to {} rows here.",
             shown(least),
             shown(most)
         )

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use ingestion_engine::{dead_letters, health::State, sink::source::Source};
+use ingestion_engine::{broker::Settings, dead_letters, health::State, sink::source::Source};
 use rdkafka::{
     mocking::MockCluster,
     producer::DefaultProducerContext,
@@ -21,6 +21,11 @@ fn cluster(partitions: i32) -> (Cluster, String) {
     cluster.create_topic(TOPIC, partitions, 3).unwrap();
     let brokers = cluster.bootstrap_servers();
     (cluster, brokers)
+}
+
+/// Of a topic of one partition whose messages have so many rows: as many as a record, so that each is one.
+fn messages_of(rows: usize, brokers: &str) -> Settings {
+    Settings { batch_size: rows, ..settings(brokers, 1) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,7 +116,7 @@ async fn leaders_may_move() {
 async fn a_row_above_the_limit_is_a_dead_letter_and_holds_nothing_up() {
     let (_cluster, brokers) = cluster(3);
     let (mut log, relay) =
-        Log::relayed(ingestion_engine::broker::Settings { max_message_bytes: 20_000, ..settings(&brokers, 3) });
+        Log::relayed(Settings { max_message_bytes: 20_000, ..settings(&brokers, 3) });
     log.append(3, 20, 5).await;
     let small = log.events.clone();
     log.append_text(1, 1, &"x".repeat(30_000)).await;
@@ -145,9 +150,30 @@ async fn a_message_that_the_broker_finds_too_large_is_sent_row_by_row() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_wait_together_share_a_message_and_are_sent_row_by_row_if_it_is_too_large() {
+    for (too_large, messages) in [(false, 1), (true, 200)] {
+        let (cluster, brokers) = cluster(1);
+        let ids = 1..=3;
+        ids.clone().for_each(|id| cluster.broker_down(id).unwrap());
+        let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+        log.append(10, 20, 5).await;
+        if too_large {
+            cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+        }
+        ids.for_each(|id| cluster.broker_up(id).unwrap());
+        eventually("all has left the log", || log.is_drained()).await;
+        assert_eq!(log.metrics.relay_rebuilds.get(), u64::from(too_large));
+        assert_eq!(log.metrics.relay_messages.get(), messages);
+        assert_eq!(log.metrics.relay_records.get(), 10);
+        assert_topic_holds(&brokers, 1, &log.events).await;
+        relay.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_range_in_flight_is_formed_again_after_a_restart() {
     let (_cluster, brokers) = cluster(1);
-    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    let (mut log, relay) = Log::relayed(messages_of(20, &brokers));
     log.append(100, 20, 50).await;
     eventually("all is acknowledged", || log.is_drained()).await;
     // Limits of the first start, a restart in mid-flight, limits of the second: the range must not change.
@@ -217,7 +243,7 @@ async fn a_member_without_a_partition_says_so_and_tells_of_what_nobody_stores() 
     let outside = Reading::start(settings(&closed_brokers, 1), limits(100, Duration::from_millis(50)));
 
     let (_cluster, brokers) = cluster(1);
-    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    let (mut log, relay) = Log::relayed(messages_of(1, &brokers));
     let first = Reading::start(settings(&brokers, 1), limits(100, Duration::from_millis(50)));
     eventually("the first member has the partition", || first.partitions() == 1).await;
     let second = Reading::start(settings(&brokers, 1), limits(100, Duration::from_millis(50)));
@@ -256,7 +282,7 @@ async fn a_member_without_a_partition_says_so_and_tells_of_what_nobody_stores() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn offsets_that_are_gone_are_counted_and_shown() {
     let (cluster, brokers) = cluster(1);
-    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    let (mut log, relay) = Log::relayed(messages_of(1, &brokers));
     log.append(10, 1, 1).await;
     let mut first = Reading::start(settings(&brokers, 1), limits(5, Duration::from_mins(1)));
     let range = first.next().await;
@@ -329,7 +355,7 @@ async fn what_is_no_row_is_a_dead_letter_and_its_offset_passes() {
     let send = |value: &str| stranger.send(BaseRecord::<(), str>::to(TOPIC).partition(0).payload(value)).unwrap();
     send("not a row");
     stranger.flush(PATIENCE).unwrap();
-    let (mut log, relay) = Log::relayed(settings(&brokers, 1));
+    let (mut log, relay) = Log::relayed(messages_of(2, &brokers));
     log.append(5, 2, 1).await;
     eventually("all is acknowledged", || log.is_drained()).await;
     send("{\"neither\":\"is this\"}");

@@ -99,6 +99,7 @@ fn records_that_expired_before_they_were_read_are_counted_and_shown_and_the_rest
         .config("[sink]\nmax_age = \"50ms\"\nmax_rows = 1000\nmax_bytes = \"2MiB\"")
         .config("[redpanda.properties]\n\"session.timeout.ms\" = \"6000\"\n\"queued.max.messages.kbytes\" = \"1024\"")
         .env("INGESTION_REDPANDA_PARTITIONS", "1")
+        .env("INGESTION_REDPANDA_BATCH_SIZE", "10")
         .env("INGESTION_CLICKHOUSE_URL", proxy.url())
         .start();
     eventually("all is up", || engine.get("/health").json()["status"] == "up");
@@ -138,8 +139,7 @@ fn records_that_expired_before_they_were_read_are_counted_and_shown_and_the_rest
     let stored: HashSet<Uuid> = rows.iter().copied().collect();
     assert_eq!(rows.len(), stored.len(), "no event twice");
     assert!(stored.is_subset(&sent.acknowledged) && (stored.len() as u64) > before);
-    // Each large event is a record of its own here, or shares one: no more events are missing than records were counted,
-    // times what a record holds.
+    // No more events are missing than messages were counted, times what a message holds.
     let missing = (sent.acknowledged.len() - stored.len()) as u64;
     let gap = engine.metric("ingestion_source_gap_offsets_total");
     assert!(missing > 0 && missing <= gap * 10, "{missing} events are missing, {gap} offsets were counted");

@@ -40,7 +40,11 @@ pub(crate) fn value(bytes: &[u8], at: usize, depth: usize) -> Option<(usize, boo
 
 /// Behind the object at `at`; `each` is given where a name stands, whether it has no escape in it, and where its value begins,
 /// and gives where that ends.
-pub(crate) fn members(bytes: &[u8], at: usize, mut each: impl FnMut(Range<usize>, bool, usize) -> Option<usize>) -> Option<usize> {
+pub(crate) fn members(
+    bytes: &[u8],
+    at: usize,
+    mut each: impl FnMut(Range<usize>, bool, usize) -> Option<usize>,
+) -> Option<usize> {
     let mut at = space(bytes, at + 1);
     if bytes.get(at)? == &b'}' {
         return Some(at + 1);

@@ -57,7 +57,8 @@ fn set(id: i32) {
     attributes.size = size;
     attributes.runtime = u64::try_from(SLICE.as_nanos()).unwrap_or_default();
     // SAFETY: as above; it is only read.
-    let set = read == 0 && ordinary && unsafe { libc::syscall(libc::SYS_sched_setattr, id, &raw const attributes, 0) } == 0;
+    let set =
+        read == 0 && ordinary && unsafe { libc::syscall(libc::SYS_sched_setattr, id, &raw const attributes, 0) } == 0;
     if !set {
         tracing::debug!(thread = id, ordinary, "a thread cannot be given a short slice");
     }

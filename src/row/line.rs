@@ -119,7 +119,8 @@ impl<'a> Reader<'a> {
     /// `"2024-01-01 00:00:00.000"`, UTC, as Unix milliseconds.
     fn time(&mut self) -> Option<i64> {
         let text = self.quoted()?.as_bytes();
-        let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b' ', h0, h1, b':', i0, i1, b':', s0, s1, b'.', f0, f1, f2] = text
+        let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b' ', h0, h1, b':', i0, i1, b':', s0, s1, b'.', f0, f1, f2] =
+            text
         else {
             return None;
         };

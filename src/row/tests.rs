@@ -270,7 +270,11 @@ fn what_is_written_otherwise_is_left_to_the_parser() {
         assert!(json::read_own(line.as_bytes()).is_none(), "{line}");
         assert_eq!(read_json(line.as_bytes()).unwrap(), json::read_own(text.as_bytes()).unwrap(), "{line}");
     }
-    for (from, to) in [("\"wal_seq\":42", "\"wal_seq\":042"), ("00.123\"", "00.12\"x"), ("\"wal_ordinal\":3", "\"wal_ordinal\":4294967296")] {
+    for (from, to) in [
+        ("\"wal_seq\":42", "\"wal_seq\":042"),
+        ("00.123\"", "00.12\"x"),
+        ("\"wal_ordinal\":3", "\"wal_ordinal\":4294967296"),
+    ] {
         let line = text.replace(from, to);
         assert_ne!(line, text, "{from}");
         assert!(json::read_own(line.as_bytes()).is_none() && read_json(line.as_bytes()).is_err(), "{line}");

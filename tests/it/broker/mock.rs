@@ -115,8 +115,7 @@ async fn leaders_may_move() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_above_the_limit_is_a_dead_letter_and_holds_nothing_up() {
     let (_cluster, brokers) = cluster(3);
-    let (mut log, relay) =
-        Log::relayed(Settings { max_message_bytes: 20_000, ..settings(&brokers, 3) });
+    let (mut log, relay) = Log::relayed(Settings { max_message_bytes: 20_000, ..settings(&brokers, 3) });
     log.append(3, 20, 5).await;
     let small = log.events.clone();
     log.append_text(1, 1, &"x".repeat(30_000)).await;

@@ -305,10 +305,8 @@ pub async fn read_topic(brokers: &str, partitions: i32, mut enough: impl FnMut(&
             assert!(message.key().is_none());
             let lines = message.payload().unwrap().split(|byte| *byte == b'\n');
             let parts: Vec<_> = lines.map(|line| row::read_json(line).unwrap()).collect();
-            let rows: Vec<_> = parts
-                .iter()
-                .map(|(event, origin)| ((origin.wal_seq, origin.wal_ordinal), event.event_id))
-                .collect();
+            let rows: Vec<_> =
+                parts.iter().map(|(event, origin)| ((origin.wal_seq, origin.wal_ordinal), event.event_id)).collect();
             let found = Seen {
                 partition: message.partition(),
                 offset: message.offset(),

@@ -13,7 +13,7 @@ use crate::ids::{WalId, WalSeq};
 
 /// Small records are put together into values of about this size: the storage engine's cost is per value, and with
 /// values up to here its memory stays low.
-const FRAME_TARGET: usize = 32 << 10;
+const FRAME_TARGET: usize = 16 << 10;
 
 /// One commit in the making.
 pub(super) struct Frames {

@@ -1,8 +1,9 @@
 //! The threads that connections are served on: one for each core, each with a runtime of its own.
 //!
 //! A commit of the log answers many requests at once. On one runtime with several threads the first thread that is woken
-//! for it wakes the next, and so on, to share work that is done before the others are awake; measured, these wakes were a
-//! fifth of what a small request costs. So a connection stays on its thread, and a new one goes where the fewest are.
+//! for it wakes the next, to share work that is done before the other is awake. So a connection stays on its thread, and a
+//! new one goes where the fewest are (measured in turn on two cores: 41,200 instead of 40,000 single events a second, 228,500
+//! instead of 223,600 in tens). And these threads can be urgent, while what the sink computes is not.
 
 use std::{
     io,

@@ -211,8 +211,8 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     let ChildSettings { path, port, library, port_file, watch_parent, nonce } = settings;
     let orphaned = CancellationToken::new();
     if watch_parent {
-        // Of the threads of all that follows. An insert, or a merge, keeps every core busy for a tenth of a second at a time:
-        // who waits for an answer of the parent goes before it, as far as a tenth of a core is left for it.
+        // Of all threads that follow. An insert or a merge keeps every core busy for a tenth of a second at a time; who waits
+        // for an answer of the parent goes before it.
         if let Err(error) = rustix::process::nice(NICE) {
             tracing::debug!(%error, "the embedded engine runs as urgently as everything else");
         }

@@ -253,7 +253,7 @@ async fn run(plan: &Plan) -> Result<Seen, hdrhistogram::CreationError> {
         // A request that had to wait for a connection waits since it was due; one that had not begins when it is sent: a timer
         // wakes up to a millisecond late, and that is not the engine's.
         let late = Instant::now() >= due;
-        if !plan.pace.is_zero() && !late {
+        if !late {
             sleep_until(due).await;
         }
         if plan.is_over() {

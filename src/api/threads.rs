@@ -21,9 +21,7 @@ use crate::urgent;
 pub(super) struct Threads(Vec<Thread>);
 
 struct Thread {
-    /// Only a drop takes it.
-    runtime: Option<Runtime>,
-    handle: Handle,
+    runtime: Runtime,
     connections: Arc<AtomicUsize>,
 }
 
@@ -36,15 +34,14 @@ impl Threads {
     /// # Errors
     /// The operating system's, when it has no more threads to give.
     pub(super) fn start(count: usize) -> io::Result<Self> {
-        let start = |_| -> io::Result<Thread> {
+        let mut threads = Self(Vec::new());
+        for _ in 0..count.max(1) {
             // Of several workers one: a runtime of the current thread writes to its waker for every task that another wakes.
             let mut builder = Builder::new_multi_thread();
             builder.worker_threads(1).thread_name("http").on_thread_start(urgent::this_thread).enable_all();
-            let runtime = builder.build()?;
-            let handle = runtime.handle().clone();
-            Ok(Thread { runtime: Some(runtime), handle, connections: Arc::default() })
-        };
-        (0..count.max(1)).map(start).collect::<io::Result<_>>().map(Self)
+            threads.0.push(Thread { runtime: builder.build()?, connections: Arc::default() });
+        }
+        Ok(threads)
     }
 
     /// The thread with the fewest connections, with one more from now on.
@@ -53,7 +50,7 @@ impl Threads {
         #[expect(clippy::expect_used, reason = "there is at least one")]
         let thread = fewest.expect("at least one thread is started");
         thread.connections.fetch_add(1, Relaxed);
-        (&thread.handle, Counted(Arc::clone(&thread.connections)))
+        (thread.runtime.handle(), Counted(Arc::clone(&thread.connections)))
     }
 }
 
@@ -63,11 +60,11 @@ impl Drop for Counted {
     }
 }
 
-impl Drop for Thread {
+impl Drop for Threads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        for thread in self.0.drain(..) {
             // Waits for nobody: this runs on a thread of another runtime.
-            runtime.shutdown_background();
+            thread.runtime.shutdown_background();
         }
     }
 }

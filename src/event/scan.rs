@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 
 use super::field::Field;
-use crate::json::{space, string};
+use crate::json::{members, string};
 
 /// JSON text, without space around it, that a parser has read to its end.
 #[derive(Clone, Copy, Debug)]
@@ -39,19 +39,12 @@ impl<'a> Checked<'a> {
         }
         // A typical event has about fifteen fields.
         let mut fields = Vec::with_capacity(16);
-        let mut at = space(bytes, 1);
-        while *bytes.get(at)? != b'}' {
-            let (name_ends, plain) = string(bytes, at)?;
-            let name = unquoted(text.get(at..name_ends)?, plain)?;
-            let colon = space(bytes, name_ends);
-            let begins = space(bytes, colon + 1);
-            let (ends, plain) = value(bytes, begins)?;
-            fields.push(Field { name, value: text.get(begins..ends)?, plain });
-            at = space(bytes, ends);
-            if bytes.get(at) == Some(&b',') {
-                at = space(bytes, at + 1);
-            }
-        }
+        members(bytes, 0, |name, plain_name, at| {
+            let (ends, plain) = value(bytes, at)?;
+            let name = unquoted(text.get(name)?, plain_name)?;
+            fields.push(Field { name, value: text.get(at..ends)?, plain });
+            Some(ends)
+        })?;
         Some(fields)
     }
 }

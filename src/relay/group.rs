@@ -19,6 +19,13 @@ pub(super) struct MessageLimits {
     pub(super) bytes: usize,
 }
 
+impl MessageLimits {
+    /// Bytes of rows that a message has room for.
+    fn payload(&self) -> usize {
+        self.bytes.saturating_sub(MESSAGE_OVERHEAD)
+    }
+}
+
 /// Where a message goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Destination {
@@ -81,7 +88,7 @@ impl Grouping {
         too_large: &BTreeSet<u32>,
     ) -> Vec<Refused> {
         let mut refused = Vec::new();
-        let most = self.limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
+        let most = self.limits.payload();
         for (ordinal, encoded) in (0_u32..).zip(rows) {
             let mut refuse = |reason: String, form: Form, bytes: &[u8]| {
                 refused.push(Refused { ordinal, reason, form, bytes: bytes.to_vec() });
@@ -122,7 +129,7 @@ impl Grouping {
     /// Puts the line into the open message of its destination, or into a new one.
     fn put(&mut self, to: Destination, origin: &Origin) {
         let seq = WalSeq(origin.wal_seq);
-        let most = self.limits.bytes.saturating_sub(MESSAGE_OVERHEAD);
+        let most = self.limits.payload();
         if let Some(message) = self.open.get_mut(&to) {
             let full = usize::try_from(message.rows).is_ok_and(|rows| rows >= self.limits.rows)
                 || message.payload.len() + 1 + self.line.len() > most;

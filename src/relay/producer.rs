@@ -127,10 +127,10 @@ impl Producer {
         Ok(Self { inner, stop, poller, topic: settings.topic.clone(), parked_topic: settings.parked_topic() })
     }
 
-    /// Hands one message of the records that begin with `group` to librdkafka, which copies it.
-    pub(super) fn hand_over(&self, group: WalSeq, message: &Message, window: &Window) -> Handed {
+    /// Hands one message of the records that begin with `together` to librdkafka, which copies it.
+    pub(super) fn hand_over(&self, together: WalSeq, message: &Message, window: &Window) -> Handed {
         let Message { wal_id, first, first_ordinal, last, rows, .. } = *message;
-        let sent = Sent { group, first, first_ordinal, last, rows, bytes: message.payload.len() };
+        let sent = Sent { together, first, first_ordinal, last, rows, bytes: message.payload.len() };
         let number = |value: u64| value.to_string();
         let headers = OwnedHeaders::new_with_capacity(4)
             .insert(Header { key: "wal_id", value: Some(&wal_id.to_string()) })

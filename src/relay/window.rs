@@ -15,7 +15,7 @@ use crate::ids::WalSeq;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sent {
     /// The first record of those that were sent together.
-    pub(super) group: WalSeq,
+    pub(super) together: WalSeq,
     /// The record of its first row.
     pub(super) first: WalSeq,
     pub(super) first_ordinal: u32,
@@ -33,18 +33,9 @@ pub(super) struct Failure {
     pub(super) too_large: Option<Sent>,
 }
 
-/// Records that are wholly acknowledged, one after the other.
+/// Records one after the other: sent together, or wholly acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
-    pub(super) last: WalSeq,
-    /// Events of the log up to and with the last record.
-    pub(super) cumulative: u64,
-    pub(super) records: u64,
-}
-
-/// Records that are sent together: they are acknowledged together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Group {
     pub(super) first: WalSeq,
     pub(super) last: WalSeq,
     /// Events of the log up to and with the last record.
@@ -54,14 +45,14 @@ pub(super) struct Group {
 
 #[derive(Debug)]
 struct Entry {
-    group: Group,
+    together: Run,
     /// Messages without an acknowledgement.
     outstanding: usize,
 }
 
 #[derive(Debug)]
 struct Inner {
-    groups: VecDeque<Entry>,
+    sent: VecDeque<Entry>,
     bytes: usize,
     messages: usize,
     failure: Option<Failure>,
@@ -79,7 +70,7 @@ pub(super) struct Window {
 impl Window {
     pub(super) fn new() -> Self {
         let inner = Inner {
-            groups: VecDeque::new(),
+            sent: VecDeque::new(),
             bytes: 0,
             messages: 0,
             failure: None,
@@ -89,14 +80,14 @@ impl Window {
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
-    /// A group of records will be sent as so many messages. Groups come in the order of the log.
-    pub(super) fn begin(&self, group: Group, messages: usize) {
+    /// These records will be sent together, as so many messages. They come in the order of the log.
+    pub(super) fn begin(&self, together: Run, messages: usize) {
         let mut inner = self.inner.lock();
         if inner.messages == 0 {
             // Nothing was due before now.
             inner.last_news = Instant::now();
         }
-        inner.groups.push_back(Entry { group, outstanding: messages });
+        inner.sent.push_back(Entry { together, outstanding: messages });
     }
 
     /// A message was handed to librdkafka.
@@ -120,8 +111,8 @@ impl Window {
         inner.messages = inner.messages.saturating_sub(1);
         inner.last_news = Instant::now();
         let first = !std::mem::replace(&mut inner.acknowledged, true);
-        if let Ok(index) = inner.groups.binary_search_by_key(&sent.group, |entry| entry.group.first)
-            && let Some(entry) = inner.groups.get_mut(index)
+        if let Ok(index) = inner.sent.binary_search_by_key(&sent.together, |entry| entry.together.first)
+            && let Some(entry) = inner.sent.get_mut(index)
         {
             entry.outstanding = entry.outstanding.saturating_sub(1);
         }
@@ -148,17 +139,16 @@ impl Window {
     pub(super) fn take_acknowledged(&self) -> Option<Run> {
         let mut inner = self.inner.lock();
         let mut taken: Option<Run> = None;
-        while inner.groups.front().is_some_and(|entry| entry.outstanding == 0) {
-            if let Some(Entry { group: Group { last, cumulative, records, .. }, .. }) = inner.groups.pop_front() {
-                taken = Some(Run { last, cumulative, records: taken.map_or(0, |run| run.records) + records });
-            }
+        while let Some(Entry { together, .. }) = inner.sent.pop_front_if(|entry| entry.outstanding == 0) {
+            let before = taken.unwrap_or(Run { records: 0, ..together });
+            taken = Some(Run { first: before.first, records: before.records + together.records, ..together });
         }
         taken
     }
 
     /// The lowest record from which on not everything is acknowledged.
     pub(super) fn lowest(&self) -> Option<WalSeq> {
-        self.inner.lock().groups.front().map(|entry| entry.group.first)
+        self.inner.lock().sent.front().map(|entry| entry.together.first)
     }
 
     /// `bytes` more fit below `limit`. One message always fits, so that none is too large to be ever sent.
@@ -194,19 +184,19 @@ mod tests {
     use super::*;
 
     fn sent(seq: u64) -> Sent {
-        Sent { group: WalSeq(seq), first: WalSeq(seq), first_ordinal: 0, last: WalSeq(seq), rows: 1, bytes: 10 }
+        Sent { together: WalSeq(seq), first: WalSeq(seq), first_ordinal: 0, last: WalSeq(seq), rows: 1, bytes: 10 }
     }
 
     /// Records `first..=last`, ten events each.
-    fn group(first: u64, last: u64) -> Group {
-        Group { first: WalSeq(first), last: WalSeq(last), cumulative: last * 10, records: last - first + 1 }
+    fn run(first: u64, last: u64) -> Run {
+        Run { first: WalSeq(first), last: WalSeq(last), cumulative: last * 10, records: last - first + 1 }
     }
 
     #[test]
     fn only_the_longest_acknowledged_run_is_taken() {
         let window = Window::new();
         for (first, last, messages) in [(3, 3, 2), (4, 6, 1), (7, 7, 1), (8, 9, 0)] {
-            window.begin(group(first, last), messages);
+            window.begin(run(first, last), messages);
             for _ in 0..messages {
                 window.sent(10);
             }
@@ -216,14 +206,10 @@ mod tests {
         assert_eq!(window.take_acknowledged(), None, "3 has another message");
         assert_eq!(window.lowest(), Some(WalSeq(3)));
         window.acknowledged(&sent(3));
-        assert_eq!(window.take_acknowledged(), Some(Run { last: WalSeq(6), cumulative: 60, records: 4 }));
+        assert_eq!(window.take_acknowledged(), Some(run(3, 6)));
         assert_eq!(window.lowest(), Some(WalSeq(7)));
         window.acknowledged(&sent(7));
-        assert_eq!(
-            window.take_acknowledged(),
-            Some(Run { last: WalSeq(9), cumulative: 90, records: 3 }),
-            "records without messages are done"
-        );
+        assert_eq!(window.take_acknowledged(), Some(run(7, 9)), "records without messages are done");
         assert!(window.is_settled());
         assert_eq!(window.take_acknowledged(), None);
     }
@@ -232,7 +218,7 @@ mod tests {
     fn room_is_by_bytes_and_one_message_always_fits() {
         let window = Window::new();
         assert!(window.has_room(1000, 100));
-        window.begin(group(1, 1), 1);
+        window.begin(run(1, 1), 1);
         window.sent(90);
         assert!(window.has_room(10, 100));
         assert!(!window.has_room(11, 100));

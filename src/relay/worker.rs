@@ -16,7 +16,7 @@ use super::{
     counts::Counts,
     group::{Destination, Grouping, MessageLimits, Refused},
     producer::{Handed, Producer},
-    window::{Failure, Group, Run, Window},
+    window::{Failure, Run, Window},
 };
 use crate::{
     broker::{self, BrokerError, Severity, TopicWatch},
@@ -243,9 +243,9 @@ impl Worker {
         let before = first.cumulative.saturating_sub(u64::from(first.event_count));
         self.lag.acknowledged.get_or_insert(before);
         self.lag.read = Some((last.seq, last.cumulative));
-        let group =
-            Group { first: first.seq, last: last.seq, cumulative: last.cumulative, records: records.len() as u64 };
-        window.begin(group, messages.len());
+        let together =
+            Run { first: first.seq, last: last.seq, cumulative: last.cumulative, records: records.len() as u64 };
+        window.begin(together, messages.len());
         for message in &messages {
             while !window.has_room(message.payload.len(), self.relay.settings.in_flight_bytes) {
                 self.wait(window)?;
@@ -393,7 +393,7 @@ impl Worker {
 
     /// Removes from the log what is wholly acknowledged.
     fn truncate(&mut self, window: &Window) {
-        if let Some(Run { last: seq, cumulative, records }) = window.take_acknowledged() {
+        if let Some(Run { last: seq, cumulative, records, .. }) = window.take_acknowledged() {
             self.relay.wal.truncate_through(seq);
             self.relay.metrics.relay_records.inc_by(records);
             self.lag.acknowledged = Some(cumulative);

@@ -29,7 +29,6 @@ pub(super) struct Frames {
     pub records: Vec<Arc<Record>>,
     pub payload_bytes: u64,
     pub events: u64,
-    answers: usize,
 }
 
 impl Frames {
@@ -46,7 +45,6 @@ impl Frames {
             records: Vec::new(),
             payload_bytes: 0,
             events: 0,
-            answers: 0,
         }
     }
 
@@ -80,12 +78,11 @@ impl Frames {
     /// Adds an answer to be kept beside the records.
     pub(super) fn add_answer(&mut self, key: &[u8], value: Vec<u8>) {
         self.values.push((key.into(), value.into()));
-        self.answers += 1;
     }
 
     /// Whether there is nothing to be written.
     pub(super) fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.answers == 0
+        self.values.is_empty()
     }
 
     /// Ends the last frame.

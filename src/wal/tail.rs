@@ -33,16 +33,6 @@ impl Tail {
         }
     }
 
-    /// [`Self::read`], and lets go of what is read: whoever reads keeps it, and a second reading, which a failed producer
-    /// needs, is from disk.
-    pub(super) fn take(&mut self, from: u64, max_records: usize, max_bytes: usize) -> Option<Vec<Arc<Record>>> {
-        let taken = self.read(from, max_records, max_bytes)?;
-        if let Some(last) = taken.last() {
-            self.forget_through(last.seq.0);
-        }
-        Some(taken)
-    }
-
     /// Drops what needs no reading any more.
     pub(super) fn forget_through(&mut self, seq: u64) {
         while let Some(record) = self.records.front()
@@ -54,18 +44,23 @@ impl Tail {
         }
     }
 
-    /// The records from `from` on, within both bounds but at least one; nothing when the tail does not reach back so far.
-    fn read(&self, from: u64, max_records: usize, max_bytes: usize) -> Option<Vec<Arc<Record>>> {
+    /// Takes out the records from `from` on, within both bounds but at least one; nothing when the tail does not reach back so
+    /// far. Whoever reads keeps them: a second reading, which a failed producer needs, is from disk.
+    pub(super) fn take(&mut self, from: u64, max_records: usize, max_bytes: usize) -> Option<Vec<Arc<Record>>> {
         if from < self.complete_from {
             return None;
         }
-        let start = self.records.partition_point(|record| record.seq.0 < from);
-        let mut bytes = 0;
-        let taken = self.records.range(start..).take(max_records.max(1)).take_while(|record| {
-            let first = bytes == 0;
+        self.forget_through(from.saturating_sub(1));
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < max_records.max(1)
+            && let Some(record) =
+                self.records.pop_front_if(|record| taken.is_empty() || bytes + record.encoded_len() <= max_bytes)
+        {
             bytes += record.encoded_len();
-            first || bytes <= max_bytes
-        });
-        Some(taken.cloned().collect())
+            self.complete_from = record.seq.0 + 1;
+            taken.push(record);
+        }
+        self.bytes -= bytes;
+        Some(taken)
     }
 }

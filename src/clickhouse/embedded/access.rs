@@ -4,12 +4,13 @@
 //! library lets its user read and write any file that the process can, and call any URL, which would make the port
 //! a way into this user's account. A server's sources need a grant each; here they are simply not granted.
 
-use std::path::{Path, PathBuf};
+/// The file's name in the engine's folder.
+pub(super) const FILE: &str = "engine-users.xml";
 
 /// The library reads its users from a file in this form. `TABLE ENGINE` is left out on purpose: without it the engines
 /// that are no sources (`MergeTree` and the like) are allowed, and `File`, `URL` and the like are not. Dictionaries are
 /// left out because their sources are files and networks again.
-const USERS: &str = "<clickhouse>
+pub(super) const USERS: &str = "<clickhouse>
     <!-- Written anew at every start. -->
     <profiles><default></default></profiles>
     <quotas><default></default></quotas>
@@ -24,10 +25,3 @@ const USERS: &str = "<clickhouse>
     </default></users>
 </clickhouse>
 ";
-
-/// Writes the file into the engine's folder and gives its path.
-pub(super) fn write_users(folder: &Path) -> std::io::Result<PathBuf> {
-    let file = folder.join("engine-users.xml");
-    std::fs::write(&file, USERS)?;
-    Ok(file)
-}

@@ -244,11 +244,9 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
         })?;
     let port = listener.local_addr().map_err(|source| ChildError::Listen { port, source })?.port();
     let opened = std::time::Instant::now();
-    let users = access::write_users(&path).map_err(unusable)?;
-    let users = format!("--users_config={}", users.display());
+    let users = file_option("users_config", &path, access::FILE, access::USERS).map_err(unusable)?;
     // Without one a config.xml in the working directory, or clickhouse-local's in the home folder, would be read.
-    let config = defaults::write_config(&path).map_err(unusable)?;
-    let config = format!("--config-file={}", config.display());
+    let config = file_option("config-file", &path, defaults::FILE, defaults::CONFIG).map_err(unusable)?;
     let options: Vec<&str> = ENGINE_OPTIONS.iter().copied().chain([config.as_str(), users.as_str()]).collect();
     durable::forget_lost(&path).map_err(unusable)?;
     let engine =
@@ -290,6 +288,13 @@ fn start(settings: ChildSettings) -> Result<(), ChildError> {
     drop(facade);
     drop(lock);
     ended
+}
+
+/// An option of the engine that is a file in its folder, written anew.
+fn file_option(option: &str, folder: &Path, file: &str, content: &str) -> std::io::Result<String> {
+    let file = folder.join(file);
+    std::fs::write(&file, content)?;
+    Ok(format!("--{option}={}", file.display()))
 }
 
 async fn serve(

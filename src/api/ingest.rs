@@ -6,10 +6,9 @@ use std::{
 };
 
 use axum::{
-    Extension,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -73,14 +72,14 @@ fn is_zero(count: &usize) -> bool {
 
 pub(super) async fn ingest(
     State(api): State<Api>,
-    peer: Option<Extension<Peer>>,
-    headers: HeaderMap,
-    mut request_body: Body,
+    // Whole: the extractor of headers would copy them.
+    request: axum::extract::Request,
 ) -> Response {
+    let (Parts { headers, extensions, .. }, mut request_body) = request.into_parts();
     let inner = &api.inner;
     let limit = inner.limits.request_timeout;
     let started = Instant::now();
-    let (tenant, answer) = match authenticate(&api, peer.map(|Extension(peer)| peer), &headers, Scope::Ingest).await {
+    let (tenant, answer) = match authenticate(&api, extensions.get::<Peer>().copied(), &headers, Scope::Ingest).await {
         Ok(Caller { tenant, .. }) => {
             let answer = take(&api, &tenant, started, &headers, &mut request_body);
             let answer = tokio::time::timeout(limit, answer).await.unwrap_or(Err(ApiError::Timeout { limit }));

@@ -102,6 +102,9 @@ impl Server {
         // bound, for the first bytes of a connection that may never send any.
         let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
         builder.http1().timer(TokioTimer::new()).header_read_timeout(self.settings.header_timeout);
+        // An answer is a few hundred bytes: copying it behind its head is cheaper than writing two pieces (single events, in
+        // turn: +3 %).
+        builder.http1().writev(false);
         let connections = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {

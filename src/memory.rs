@@ -66,14 +66,22 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Has the system's allocator give large pieces back as soon as they are freed.
+/// mimalloc's `mi_option_purge_delay`, which the crate has no name for: milliseconds after which a page without pieces goes back.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// Has both allocators give memory back as soon as it is free.
+///
+/// mimalloc waits for a while: with 60 MiB in small pieces at most it held 173 (at 225,000 events a second, stored as fast; the engine's
+/// peak 310 MiB, with this 260, and no difference in speed when accepting).
 ///
 /// The GNU C library does so too, but by itself: it takes for large what is larger than any piece that was ever freed (up to
 /// 32 MiB), and keeps the others, in an arena for each few threads (at full load 365 and 378 MiB, with this 241 to 270, at the
 /// same cost of CPU).
 ///
-/// To be called before there is a second thread. Does nothing with other C libraries.
+/// To be called before there is a second thread. Large pieces of other C libraries are theirs.
 pub fn give_back_early() {
+    // SAFETY: it only sets a number.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) };
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it only sets a number of the allocator. It refuses a bound above 32 MiB, and nothing else.
     unsafe {
@@ -86,6 +94,20 @@ mod tests {
     #![allow(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+
+    /// Options have no names but their numbers: this one is before one that has.
+    #[test]
+    fn the_option_is_the_one_that_is_meant() {
+        assert_eq!(PURGE_DELAY, libmimalloc_sys::mi_option_use_numa_nodes - 1);
+        unsafe {
+            let before = libmimalloc_sys::mi_option_get(PURGE_DELAY);
+            // It is the only one of ten by itself that is about time.
+            assert!(before > 0, "{before}");
+            give_back_early();
+            assert_eq!(libmimalloc_sys::mi_option_get(PURGE_DELAY), 0);
+            libmimalloc_sys::mi_option_set(PURGE_DELAY, before);
+        }
+    }
 
     /// Whatever a piece grows to and shrinks to, it keeps what is in it.
     #[test]

@@ -215,10 +215,10 @@ impl Client {
     /// # Errors
     /// [`QueryError`]; after one of kind `Infrastructure` it is unknown whether the rows were stored.
     pub async fn insert(&self, sql: &str, settings: &[(&str, String)], body: Bytes) -> Result<(), QueryError> {
-        self.insert_pieces(sql, settings, vec![body]).await
+        self.insert_pieces(sql, settings, [body]).await
     }
 
-    /// [`Client::insert`] of a body in pieces.
+    /// [`Client::insert`] of a body in pieces, each of which is asked for when it is to be sent.
     ///
     /// # Errors
     /// [`QueryError`]; after one of kind `Infrastructure` it is unknown whether the rows were stored.
@@ -226,7 +226,7 @@ impl Client {
         &self,
         sql: &str,
         settings: &[(&str, String)],
-        pieces: Vec<Bytes>,
+        pieces: impl IntoIterator<Item = Bytes, IntoIter: Send> + Send,
     ) -> Result<(), QueryError> {
         let mut insert = self.http.insert_formatted_with(sql);
         for (name, value) in settings {

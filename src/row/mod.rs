@@ -33,7 +33,7 @@ pub use columns::{
     EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Place, Position,
 };
 pub use json::{JsonError, read_json, write_json};
-pub use native::{Columns, Filler, by_column};
+pub use native::{Columns, Filler, Piece, by_column};
 pub use parked::{read_parked_json, write_parked_json};
 pub use sighted::{Sighted, sent_ids};
 

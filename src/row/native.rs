@@ -10,9 +10,10 @@
 //! Nullable    one byte a value (1 = null) | the values, 0 for null
 //! dictionary  1: u64 | keys follow and width of indices: u64 | keys: u64, String ... | rows: u64, index ...
 //! ```
-//! Values are copied as they are: their encoding is that of `RowBinary`. Rows can be had back from columns, byte for byte.
+//! Values are copied as they are: their encoding is that of `RowBinary`. Rows can be had back from columns, byte for byte. The
+//! zeros for null are not kept: most numbers of an event are null, and they are put in when a column is sent.
 
-use std::{fmt, hash::BuildHasher as _, ops::Range};
+use std::{fmt, hash::BuildHasher as _, mem, ops::Range};
 
 use bytes::Bytes;
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
@@ -29,6 +30,9 @@ const DICTIONARIES: [&str; 9] =
 
 /// Values of so many bytes are not copied once more.
 const LONG: usize = 64 << 10;
+
+/// What stands before a value that is not null.
+const NOT_NULL: [u8; 1] = [0];
 
 /// The first word of a dictionary: its version.
 const DICTIONARY_VERSION: u64 = 1;
@@ -138,10 +142,8 @@ impl Filling {
             Self::Nullable { width, nulls, values, .. } => {
                 let null = take(input, 1, column)?;
                 nulls.extend_from_slice(null);
-                if null == [0] {
+                if null == NOT_NULL {
                     values.extend_from_slice(take(input, *width, column)?);
-                } else {
-                    values.resize(values.len() + *width, 0);
                 }
             }
             Self::Text { values } => {
@@ -252,10 +254,26 @@ impl fmt::Debug for Filler {
 
 /// A column.
 enum Column {
-    Fixed { kind: &'static str, width: usize, values: Bytes },
-    Nullable { kind: &'static str, width: usize, nulls: Bytes, values: Bytes },
-    Text { values: Bytes },
-    Dictionary { keys: Bytes, count: usize, indices: Bytes },
+    Fixed {
+        kind: &'static str,
+        width: usize,
+        values: Bytes,
+    },
+    /// `values` has those that are not null.
+    Nullable {
+        kind: &'static str,
+        width: usize,
+        nulls: Bytes,
+        values: Bytes,
+    },
+    Text {
+        values: Bytes,
+    },
+    Dictionary {
+        keys: Bytes,
+        count: usize,
+        indices: Bytes,
+    },
 }
 
 /// Rows of one insert, by column.
@@ -272,7 +290,7 @@ impl fmt::Debug for Columns {
 
 impl Columns {
     /// One block of the `Native` format, in pieces. Large columns are shared, not copied.
-    pub fn native(&self) -> Vec<Bytes> {
+    pub fn native(&self) -> Vec<Piece> {
         let mut out = Pieces::default();
         write_length(self.columns.len(), &mut out.last);
         write_length(self.rows, &mut out.last);
@@ -303,10 +321,10 @@ impl Column {
                 write_bytes_binary(kind.as_bytes(), &mut out.last);
                 out.push(values);
             }
-            Self::Nullable { kind, nulls, values, .. } => {
+            Self::Nullable { kind, width, nulls, values } => {
                 write_bytes_binary(format!("Nullable({kind})").as_bytes(), &mut out.last);
                 out.push(nulls);
-                out.push(values);
+                out.push_spread(Spread { width: *width, nulls: nulls.clone(), values: values.clone() });
             }
             Self::Text { values } => {
                 write_bytes_binary(b"String", &mut out.last);
@@ -365,10 +383,10 @@ impl<'a> Cursor<'a> {
         match self {
             Self::Fixed { width, values } => out.extend_from_slice(head(values, *width)),
             Self::Nullable { width, nulls, values } => {
-                let (null, value) = (head(nulls, 1), head(values, *width));
+                let null = head(nulls, 1);
                 out.extend_from_slice(null);
-                if null == [0] {
-                    out.extend_from_slice(value);
+                if null == NOT_NULL {
+                    out.extend_from_slice(head(values, *width));
                 }
             }
             Self::Text { values } => out.extend_from_slice(text(values)),
@@ -394,10 +412,61 @@ fn text<'a>(values: &mut &'a [u8]) -> &'a [u8] {
     before.get(..before.len() - values.len()).unwrap_or_default()
 }
 
+/// A part of a block.
+#[derive(Debug)]
+pub struct Piece(Part);
+
+#[derive(Debug)]
+enum Part {
+    Whole(Bytes),
+    Spread(Spread),
+}
+
+/// Values that are not null, to be spread over a column.
+#[derive(Debug)]
+struct Spread {
+    width: usize,
+    nulls: Bytes,
+    values: Bytes,
+}
+
+impl Piece {
+    /// Its bytes; those of a column with nulls are made now.
+    pub fn into_bytes(self) -> Bytes {
+        match self.0 {
+            Part::Whole(bytes) => bytes,
+            Part::Spread(spread) => {
+                let mut out = Vec::with_capacity(spread.len());
+                spread.write(&mut out);
+                out.into()
+            }
+        }
+    }
+}
+
+impl Spread {
+    fn len(&self) -> usize {
+        self.nulls.len() * self.width
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut values = &self.values[..];
+        let mut rest = &self.nulls[..];
+        while !rest.is_empty() {
+            let null = rest.iter().take_while(|null| **null != NOT_NULL[0]).count();
+            out.resize(out.len() + null * self.width, 0);
+            rest = rest.get(null..).unwrap_or_default();
+            let not_null = rest.iter().take_while(|null| **null == NOT_NULL[0]).count();
+            out.extend_from_slice(head(&mut values, not_null * self.width));
+            rest = rest.get(not_null..).unwrap_or_default();
+        }
+    }
+}
+
 /// What is long is passed on as it is; what is short is gathered.
 #[derive(Default)]
 struct Pieces {
-    done: Vec<Bytes>,
+    done: Vec<Piece>,
     last: Vec<u8>,
 }
 
@@ -406,13 +475,25 @@ impl Pieces {
         if values.len() < LONG {
             self.last.extend_from_slice(values);
         } else {
-            self.done.push(std::mem::take(&mut self.last).into());
-            self.done.push(values.clone());
+            self.push_long(Part::Whole(values.clone()));
         }
     }
 
-    fn finish(mut self) -> Vec<Bytes> {
-        self.done.push(self.last.into());
+    fn push_spread(&mut self, spread: Spread) {
+        if spread.len() < LONG {
+            spread.write(&mut self.last);
+        } else {
+            self.push_long(Part::Spread(spread));
+        }
+    }
+
+    fn push_long(&mut self, part: Part) {
+        self.done.push(Piece(Part::Whole(mem::take(&mut self.last).into())));
+        self.done.push(Piece(part));
+    }
+
+    fn finish(mut self) -> Vec<Piece> {
+        self.done.push(Piece(Part::Whole(self.last.into())));
         self.done
     }
 }

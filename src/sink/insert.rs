@@ -35,7 +35,7 @@ use crate::{
     ledger,
     metrics::{LeftOutLabels, Metrics},
     plugins::tables::{Tables, TablesError},
-    row::{self, BinaryError, ORIGIN_COLUMNS, POSITION_COLUMNS, Place, Table},
+    row::{self, BinaryError, ORIGIN_COLUMNS, POSITION_COLUMNS, Piece, Place, Table},
 };
 
 /// So many stored rows are remembered of a table.
@@ -485,10 +485,11 @@ pub(super) async fn insert_block<E: From<QueryError> + From<BinaryError>>(
     settings: &[(&str, String)],
 ) -> Result<(), E> {
     let statement = format!("{} FORMAT Native", insert_into(client.database(), into, table.columns(), &[]));
-    Ok(client.insert_pieces(&statement, settings, native(table, block).await?).await?)
+    let pieces = native(table, block).await?.into_iter().map(Piece::into_bytes);
+    Ok(client.insert_pieces(&statement, settings, pieces).await?)
 }
 
-async fn native(table: Table, block: &Block) -> Result<Vec<Bytes>, BinaryError> {
+async fn native(table: Table, block: &Block) -> Result<Vec<Piece>, BinaryError> {
     let body = block.body.clone();
     // Of a full range by row some 20 ms: too long for an async thread.
     let native = tokio::task::spawn_blocking(move || body.native(table)).await;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ids::WalId,
-    row::{self, BinaryError, Columns, Table},
+    row::{self, BinaryError, Columns, Piece, Table},
 };
 
 /// How much one range may hold, rows of all tables together. The first bound that is reached closes it.
@@ -88,7 +88,7 @@ impl Rows {
     ///
     /// # Errors
     /// [`BinaryError`] when they are no rows of this table.
-    pub fn native(&self, table: Table) -> Result<Vec<Bytes>, BinaryError> {
+    pub fn native(&self, table: Table) -> Result<Vec<Piece>, BinaryError> {
         match self {
             Self::ByRow(body) => Ok(row::by_column(table, body)?.native()),
             Self::ByColumn(columns) => Ok(columns.native()),

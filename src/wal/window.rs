@@ -30,16 +30,17 @@
 //! 16 bytes an event. The nil id is no id. What was sent to another node is not known here: the sink looks for it
 //! (`sink::resent`). Ids of records that were damaged stay known while their file does.
 
+mod known;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
-    fs, io,
+    fs, io, mem,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-// A hash for every event; whom its ids meet in a table is nobody's to choose: they are masked by a secret.
-use hashbrown::HashSet;
+use known::Known;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -133,18 +134,14 @@ fn take<const N: usize>(input: &mut &[u8]) -> Option<[u8; N]> {
     Some(*head)
 }
 
-/// The ids and answers of one generation of the log.
-#[derive(Clone, Debug, Default)]
+/// The ids and answers of one generation of the log, as its file has them.
+#[derive(Debug, Default)]
 pub(super) struct Segment {
     ordinal: u64,
     /// When, and how many ids.
     commits: Vec<(i64, u32)>,
-    ids: Arc<Vec<u128>>,
+    ids: Vec<u128>,
     answers: Vec<Kept>,
-    /// Of each, how many are out of the window.
-    gone_commits: usize,
-    gone_ids: usize,
-    gone_answers: usize,
 }
 
 impl Segment {
@@ -156,50 +153,7 @@ impl Segment {
     /// When `id` was committed.
     fn committed_at_ms(&self, id: u128) -> Option<i64> {
         let place = self.ids.iter().rposition(|known| *known == id)?;
-        let mut end = 0_usize;
-        let commit = self.commits.iter().find(|(_, ids)| {
-            end = end.saturating_add(usize::try_from(*ids).unwrap_or(usize::MAX));
-            place < end
-        });
-        commit.map(|(at_ms, _)| *at_ms)
-    }
-
-    fn is_gone(&self) -> bool {
-        self.gone_commits == self.commits.len() && self.gone_answers == self.answers.len()
-    }
-
-    /// All of its ids are out of the window: an answer that is not must not keep their memory.
-    fn drop_ids(&mut self) {
-        if !self.commits.is_empty() {
-            (self.commits, self.ids) = Default::default();
-            (self.gone_commits, self.gone_ids) = (0, 0);
-        }
-    }
-
-    /// The file's content.
-    fn encode(&self, mark: u64) -> Vec<u8> {
-        let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
-        let mut bytes = Vec::with_capacity(32 + self.commits.len() * 12 + self.ids.len() * 16);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&mark.to_le_bytes());
-        bytes.extend_from_slice(&count(self.commits.len()));
-        for (at_ms, ids) in &self.commits {
-            bytes.extend_from_slice(&at_ms.to_le_bytes());
-            bytes.extend_from_slice(&ids.to_le_bytes());
-        }
-        for id in self.ids.iter() {
-            bytes.extend_from_slice(&id.to_le_bytes());
-        }
-        bytes.extend_from_slice(&count(self.answers.len()));
-        for answer in &self.answers {
-            answer.encode(&mut bytes);
-        }
-        let checksum = crc32c::crc32c(bytes.get(8..).unwrap_or_default());
-        if let Some(place) = bytes.get_mut(4..8) {
-            place.copy_from_slice(&checksum.to_le_bytes());
-        }
-        bytes
+        commit_of(place, &self.commits)
     }
 
     /// What a file says; nothing when it is damaged or was written under another secret.
@@ -218,7 +172,7 @@ impl Segment {
         }
         let (ids, rest) = input.split_at_checked(total.checked_mul(16)?)?;
         let (ids, _) = ids.as_chunks::<16>();
-        segment.ids = Arc::new(ids.iter().map(|id| u128::from_le_bytes(*id)).collect());
+        segment.ids = ids.iter().map(|id| u128::from_le_bytes(*id)).collect();
         input = rest;
         for _ in 0..u32::from_le_bytes(take(&mut input)?) {
             segment.answers.push(Kept::decode(&mut input)?);
@@ -227,17 +181,71 @@ impl Segment {
     }
 }
 
-/// A segment's file, to be written off the writer's thread.
+/// When the id at `place` was committed: `commits` says of each when it was, and how many ids it has.
+fn commit_of<'a>(place: usize, commits: impl IntoIterator<Item = &'a (i64, u32)>) -> Option<i64> {
+    let mut end = 0_usize;
+    let commit = commits.into_iter().find(|(_, ids)| {
+        end = end.saturating_add(usize::try_from(*ids).unwrap_or(usize::MAX));
+        place < end
+    });
+    commit.map(|(at_ms, _)| *at_ms)
+}
+
+/// The part of the window that one generation of the log makes up: its ids are as many of [`Window::ids`] as `commits` says.
+#[derive(Debug, Default)]
+struct Part {
+    ordinal: u64,
+    /// When, and how many ids. Those that are out of the window are gone.
+    commits: VecDeque<(i64, u32)>,
+    answers: VecDeque<Kept>,
+}
+
+impl Part {
+    fn ids(&self) -> usize {
+        self.commits.iter().map(|(_, ids)| usize::try_from(*ids).unwrap_or(usize::MAX)).sum()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.commits.is_empty() && self.answers.is_empty()
+    }
+
+    /// Its file's content, but for the checksum.
+    fn encode<'a>(&self, ids: impl ExactSizeIterator<Item = &'a u128>, mark: u64) -> Vec<u8> {
+        let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
+        let mut bytes = Vec::with_capacity(32 + self.commits.len() * 12 + ids.len() * 16);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&mark.to_le_bytes());
+        bytes.extend_from_slice(&count(self.commits.len()));
+        for (at_ms, ids) in &self.commits {
+            bytes.extend_from_slice(&at_ms.to_le_bytes());
+            bytes.extend_from_slice(&ids.to_le_bytes());
+        }
+        for id in ids {
+            bytes.extend_from_slice(&id.to_le_bytes());
+        }
+        bytes.extend_from_slice(&count(self.answers.len()));
+        for answer in &self.answers {
+            answer.encode(&mut bytes);
+        }
+        bytes
+    }
+}
+
+/// A generation's file, to be written off the writer's thread.
 pub(super) struct Save {
     path: PathBuf,
-    segment: Segment,
-    mark: u64,
+    bytes: Vec<u8>,
 }
 
 impl Save {
     /// Writes it; returns when it is on disk.
-    pub(super) fn run(&self) -> io::Result<()> {
-        write_atomically(&self.path, &self.segment.encode(self.mark))
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let checksum = crc32c::crc32c(self.bytes.get(8..).unwrap_or_default());
+        if let Some(place) = self.bytes.get_mut(4..8) {
+            place.copy_from_slice(&checksum.to_le_bytes());
+        }
+        write_atomically(&self.path, &self.bytes)
     }
 }
 
@@ -258,13 +266,14 @@ pub(super) struct Window {
     secret: [u8; 32],
     began: Instant,
     began_at_ms: i64,
-    ids: HashSet<u128>,
+    /// Of all parts in their order, and then those of the commit under way.
+    ids: Known,
     answers: HashMap<AnswerKey, Arc<Answered>>,
     answer_bytes: usize,
     /// Oldest first; the last one is written.
-    segments: VecDeque<Segment>,
-    /// Of the commit under way: to be forgotten when it fails.
-    staged: Vec<u128>,
+    parts: VecDeque<Part>,
+    /// Of the commit under way, to be forgotten when it fails: the last so many ids, and answers.
+    staged: usize,
     staged_answers: Vec<Kept>,
     /// The commit of the newest id that had to go because there were too many.
     cut_at_ms: Option<i64>,
@@ -278,15 +287,15 @@ impl Window {
         Self {
             dir: settings.dir.clone(),
             span_ms: i64::try_from(settings.dedup_span.as_millis()).unwrap_or(i64::MAX),
-            most: settings.dedup_ids,
+            most: settings.dedup_ids.min(known::MOST),
             secret,
             began: Instant::now(),
             began_at_ms: now_ms,
-            ids: HashSet::new(),
+            ids: Known::default(),
             answers: HashMap::new(),
             answer_bytes: 0,
-            segments: VecDeque::new(),
-            staged: Vec::new(),
+            parts: VecDeque::new(),
+            staged: 0,
             staged_answers: Vec::new(),
             cut_at_ms: None,
             garbage: Vec::new(),
@@ -327,16 +336,22 @@ impl Window {
         self.answers.get(&key).cloned()
     }
 
-    /// When each of `tenants` committed an event of the id `event`, of those that the window knows. Looks through all of it
-    /// only for an id that is there, which happens when a person asks.
+    /// When each of `tenants` committed an event of the id `event`, of those that the window knows.
     pub(super) fn committed_at_ms(&self, event: EventId, tenants: &[TenantId]) -> Vec<(TenantId, i64)> {
-        let known = |id: &u128| self.ids.contains(id) && !self.staged.contains(id);
-        self.named(event, tenants)
-            .filter(|(_, id)| known(id))
-            .filter_map(|(tenant, id)| {
-                Some((tenant, self.segments.iter().rev().find_map(|segment| segment.committed_at_ms(id))?))
-            })
-            .collect()
+        self.named(event, tenants).filter_map(|(tenant, id)| Some((tenant, self.committed_at(id)?))).collect()
+    }
+
+    fn committed_at(&self, id: u128) -> Option<i64> {
+        let mut place = self.ids.position(id)?;
+        for part in &self.parts {
+            let ids = part.ids();
+            if place < ids {
+                return commit_of(place, &part.commits);
+            }
+            place -= ids;
+        }
+        // Of the commit under way.
+        None
     }
 
     /// The same of `segments` that nobody has taken in.
@@ -406,8 +421,8 @@ impl Window {
         let mut repeated = Vec::new();
         for (place, id) in chunk.ids.iter().enumerate().filter(|(_, id)| !id.0.is_nil()) {
             let id = id.0.as_u128() ^ mask;
-            if self.ids.insert(id) {
-                self.staged.push(id);
+            if self.ids.push_back(id) {
+                self.staged += 1;
             } else {
                 repeated.push(place);
             }
@@ -430,27 +445,25 @@ impl Window {
 
     /// The commit under way is on disk, in the generation `ordinal`.
     pub(super) fn committed(&mut self, ordinal: u64) {
-        if self.staged.is_empty() && self.staged_answers.is_empty() {
+        if self.staged == 0 && self.staged_answers.is_empty() {
             return;
         }
         let now_ms = self.now_ms();
-        if self.segments.back().is_none_or(|segment| segment.ordinal != ordinal) {
-            self.segments.push_back(Segment { ordinal, ..Segment::default() });
+        if self.parts.back().is_none_or(|part| part.ordinal != ordinal) {
+            self.parts.push_back(Part { ordinal, ..Part::default() });
         }
-        let Some(segment) = self.segments.back_mut() else { return };
-        if !self.staged.is_empty() {
-            segment.commits.push((now_ms, u32::try_from(self.staged.len()).unwrap_or(u32::MAX)));
-            Arc::make_mut(&mut segment.ids).append(&mut self.staged);
+        let Some(part) = self.parts.back_mut() else { return };
+        if self.staged > 0 {
+            part.commits.push_back((now_ms, u32::try_from(self.staged).unwrap_or(u32::MAX)));
+            self.staged = 0;
         }
         self.answer_bytes += self.staged_answers.iter().map(Kept::weight).sum::<usize>();
-        segment.answers.append(&mut self.staged_answers);
+        part.answers.extend(self.staged_answers.drain(..));
     }
 
     /// The commit under way failed.
     pub(super) fn forget(&mut self) {
-        for id in self.staged.drain(..) {
-            self.ids.remove(&id);
-        }
+        self.ids.drop_back(mem::take(&mut self.staged));
         for kept in self.staged_answers.drain(..) {
             self.answers.remove(&kept.key);
         }
@@ -458,8 +471,16 @@ impl Window {
 
     /// What is to be saved of the generation `ordinal`, which is full.
     pub(super) fn save(&self, ordinal: u64) -> Option<Save> {
-        let segment = self.segments.iter().rfind(|segment| segment.ordinal == ordinal && !segment.is_gone())?;
-        Some(Save { path: path(&self.dir, ordinal), segment: segment.clone(), mark: self.mark() })
+        let mut before = 0;
+        for part in &self.parts {
+            let ids = part.ids();
+            if part.ordinal == ordinal && !part.is_gone() {
+                let bytes = part.encode(self.ids.range(before..before + ids), self.mark());
+                return Some(Save { path: path(&self.dir, ordinal), bytes });
+            }
+            before += ids;
+        }
+        None
     }
 
     /// Lets go of what is too old or too much.
@@ -468,46 +489,34 @@ impl Window {
         let ids_from = now_ms.saturating_sub(self.span_ms);
         let answers_from = now_ms.saturating_sub(i64::try_from(ANSWER_SPAN.as_millis()).unwrap_or(i64::MAX));
         // Ids and answers go in their own order each: an answer that stays must not keep the ids of everything after it.
-        for segment in &mut self.segments {
-            while let Some((at_ms, count)) = segment.commits.get(segment.gone_commits).copied() {
-                let many = self.ids.len() > self.most;
-                if at_ms >= ids_from && !many {
-                    break;
-                }
+        for part in &mut self.parts {
+            let goes = |at_ms: i64, known: usize| at_ms < ids_from || known > self.most;
+            while let Some((at_ms, count)) = part.commits.pop_front_if(|(at_ms, _)| goes(*at_ms, self.ids.len())) {
                 if at_ms >= ids_from {
                     self.cut_at_ms = Some(at_ms);
                 }
-                let end = segment.gone_ids + usize::try_from(count).unwrap_or(usize::MAX);
-                for id in segment.ids.get(segment.gone_ids..end).unwrap_or_default() {
-                    self.ids.remove(id);
-                }
-                segment.gone_ids = end;
-                segment.gone_commits += 1;
+                self.ids.drop_front(usize::try_from(count).unwrap_or(usize::MAX));
             }
-            if segment.gone_commits < segment.commits.len() {
+            if !part.commits.is_empty() {
                 break;
             }
-            segment.drop_ids();
         }
-        for segment in &mut self.segments {
-            while let Some(kept) = segment.answers.get(segment.gone_answers) {
-                if kept.at_ms >= answers_from && self.answer_bytes <= ANSWER_BYTES {
-                    break;
-                }
+        for part in &mut self.parts {
+            let goes = |kept: &Kept, bytes: usize| kept.at_ms < answers_from || bytes > ANSWER_BYTES;
+            while let Some(kept) = part.answers.pop_front_if(|kept| goes(kept, self.answer_bytes)) {
                 self.answer_bytes -= kept.weight().min(self.answer_bytes);
                 self.answers.remove(&kept.key);
-                segment.gone_answers += 1;
             }
-            if segment.gone_answers < segment.answers.len() {
+            if !part.answers.is_empty() {
                 break;
             }
         }
-        let written = self.segments.back().map(|segment| segment.ordinal);
+        let written = self.parts.back().map(|part| part.ordinal);
         let (dir, garbage) = (&self.dir, &mut self.garbage);
-        self.segments.retain(|segment| {
-            let stays = !segment.is_gone() || Some(segment.ordinal) == written;
+        self.parts.retain(|part| {
+            let stays = !part.is_gone() || Some(part.ordinal) == written;
             if !stays {
-                garbage.push(path(dir, segment.ordinal));
+                garbage.push(path(dir, part.ordinal));
             }
             stays
         });
@@ -515,7 +524,7 @@ impl Window {
 
     /// Gives files that are not needed any more, once.
     pub(super) fn garbage(&mut self) -> Vec<PathBuf> {
-        std::mem::take(&mut self.garbage)
+        mem::take(&mut self.garbage)
     }
 
     /// How many ids are known.
@@ -534,17 +543,16 @@ impl Window {
     /// from when it was sent last.
     pub(super) fn restore(&mut self, segments: impl DoubleEndedIterator<Item = Segment>) {
         for segment in segments.rev() {
-            let restored = self.known_of(segment);
-            self.segments.push_front(restored);
+            let restored = self.part_of(segment);
+            self.parts.push_front(restored);
         }
         self.evict();
     }
 
     /// What of `segment` is not known from a later one.
-    fn known_of(&mut self, segment: Segment) -> Segment {
+    fn part_of(&mut self, segment: Segment) -> Part {
         let now_ms = self.now_ms();
-        let mut known = Segment { ordinal: segment.ordinal, ..Segment::default() };
-        let mut fresh = Vec::with_capacity(segment.ids.len());
+        let mut part = Part { ordinal: segment.ordinal, ..Part::default() };
         let mut end = segment.ids.len();
         for (at_ms, count) in segment.commits.into_iter().rev() {
             if self.ids.len() > self.most {
@@ -552,25 +560,24 @@ impl Window {
                 break;
             }
             let start = end.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
-            let before = fresh.len();
             let ids = segment.ids.get(start..end).unwrap_or_default();
-            fresh.extend(ids.iter().rev().filter(|id| self.ids.insert(**id)));
-            known.commits.push((at_ms.min(now_ms), u32::try_from(fresh.len() - before).unwrap_or(u32::MAX)));
+            let before = self.ids.len();
+            for id in ids.iter().rev() {
+                self.ids.push_front(*id);
+            }
+            let fresh = self.ids.len() - before;
+            part.commits.push_front((at_ms.min(now_ms), u32::try_from(fresh).unwrap_or(u32::MAX)));
             end = start;
         }
-        fresh.reverse();
-        known.commits.reverse();
-        known.ids = Arc::new(fresh);
         for mut kept in segment.answers.into_iter().rev() {
             if let Entry::Vacant(place) = self.answers.entry(kept.key) {
                 place.insert(Arc::clone(&kept.answered));
                 kept.at_ms = kept.at_ms.min(now_ms);
                 self.answer_bytes += kept.weight();
-                known.answers.push(kept);
+                part.answers.push_front(kept);
             }
         }
-        known.answers.reverse();
-        known
+        part
     }
 
     /// The files that there are, by generation; those that cannot be used are told and removed.
@@ -621,7 +628,7 @@ impl<'a> Rescan<'a> {
             return;
         }
         let mask = self.window.mask(record.tenant);
-        let ids = Arc::make_mut(&mut self.segment.ids);
+        let ids = &mut self.segment.ids;
         let before = ids.len();
         let found = rows(&self.raw).map_while(Result::ok).map(row::event_id).filter(|id| !id.0.is_nil());
         ids.extend(found.map(|id| id.0.as_u128() ^ mask));

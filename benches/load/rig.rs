@@ -98,20 +98,9 @@ pub struct Threads(BTreeMap<u32, (String, f64)>);
 impl Threads {
     /// Of the busiest one after `before` whose name begins with `name`.
     pub fn busiest(&self, before: &Self, name: &str) -> f64 {
-        self.of(before, name).fold(0.0, f64::max)
-    }
-
-    /// Of the busiest one that an engine's runtime keeps for what blocks. These have the name of its workers, one for each
-    /// processor, which were there before them.
-    pub fn busiest_blocking(&self, before: &Self) -> f64 {
-        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.of(before, "tokio-rt-worker").skip(workers).fold(0.0, f64::max)
-    }
-
-    fn of(&self, before: &Self, name: &str) -> impl Iterator<Item = f64> {
         let earlier = |number| before.0.get(number).map_or(0.0, |(_, cpu)| *cpu);
-        let named = self.0.iter().filter(move |(_, (its, _))| its.starts_with(name));
-        named.map(move |(number, (_, cpu))| cpu - earlier(number))
+        let named = self.0.iter().filter(|(_, (its, _))| its.starts_with(name));
+        named.map(|(number, (_, cpu))| cpu - earlier(number)).fold(0.0, f64::max)
     }
 }
 

@@ -111,6 +111,14 @@ impl Relay {
         // The thread below must not outlive this future.
         let _stop_with_me = cancel.clone().drop_guard();
         let worker = worker::Worker::new(self, cancel).map_err(RelayError::Broker)?;
-        tokio::task::spawn_blocking(move || worker.run()).await.unwrap_or(Err(RelayError::Panicked))
+        let run = move || {
+            // It is busy for as long as anything is relayed: who looks at threads should see which one it is.
+            let before = rustix::thread::name().ok();
+            rustix::thread::set_name(c"relay-worker").ok();
+            let result = worker.run();
+            before.map(|name| rustix::thread::set_name(&name));
+            result
+        };
+        tokio::task::spawn_blocking(run).await.unwrap_or(Err(RelayError::Panicked))
     }
 }

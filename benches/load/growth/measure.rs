@@ -125,7 +125,7 @@ async fn end_to_end(options: &Options, program: &Path, point: &Point) -> anyhow:
         figures.push(("sink_cpu", spent.sink / million));
         figures.push(("broker_cpu", spent.broker / million));
         figures.push(("messages", of("ingestion_relay_messages_total") / events));
-        figures.push(("relay_thread", threads.0.busiest_blocking(&threads_before.0) / million));
+        figures.push(("relay_thread", threads.0.busiest(&threads_before.0, "relay-worker") / million));
         figures.push(("poll_thread", threads.1.busiest(&threads_before.1, "source-poll") / million));
         figures.push(("bytes_to_broker", real(wire.0 - wire_before.0) / events));
         figures.push(("bytes_from_broker", real(wire.1 - wire_before.1) / events));

@@ -105,6 +105,11 @@ bench-fairness: setup-test ## What a quiet tenant feels of a flooding one, also 
 	@cargo build --release --locked --workspace
 	benches/run-fairness.sh $(or $(PART),30)
 
+.PHONY: build-trained
+build-trained: setup-test ## Build for this CPU and by a profile of the benchmark's load (target-cpu, PGO; needs llvm-profdata)
+	@cargo build --release --locked --workspace
+	benches/build-trained.sh
+
 .PHONY: setup
 setup: setup-system $(LIBCHDB) ## What `make run` needs: system packages and the ClickHouse engine
 

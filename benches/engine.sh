@@ -24,9 +24,9 @@ export INGESTION_CLICKHOUSE_EMBEDDED_PORT=$clickhouse INGESTION_LOG_LEVEL=${INGE
 #   make_tenants NUMBER
 make_tenants() { target/release/load --tenants "$1" --tenant-config "$home/tenants.toml" --write-tenant-config; }
 
-# Starts the engine, as $engine, and waits until it takes events and stores them.
+# Starts the engine (ENGINE, or that of the release build), as $engine, and waits until it takes events and stores them.
 start_engine() {
-    target/release/ingestion-engine &
+    "${ENGINE:-target/release/ingestion-engine}" &
     engine=$!
     until curl -fsS "http://127.0.0.1:$api/health" 2>/dev/null | grep -q '"sink":{"state":"up"'; do
         kill -0 "$engine"

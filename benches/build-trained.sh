@@ -6,7 +6,7 @@
 #
 # CPU is what rustc's -Ctarget-cpu is given (native). Needs `cargo build --release --workspace` for the load generator, and an
 # llvm-profdata that reads what the compiler writes: `rustup component add llvm-tools`, or Debian's llvm-<version of `rustc -vV`>;
-# LLVM_PROFDATA names another. About a quarter of an hour on two cores (`make build-trained`).
+# LLVM_PROFDATA names another. Two builds from nothing, and a minute of load between them (`make build-trained`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

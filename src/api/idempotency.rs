@@ -21,7 +21,7 @@ use crate::{
 
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Says that an answer was given before.
-const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Longest key, bytes: a UUID has 36.
 const MOST: usize = 255;
 

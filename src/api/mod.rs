@@ -177,8 +177,14 @@ async fn render_metrics(State(metrics): State<Arc<Metrics>>) -> Response {
 /// key with origins of its own is refused when it is used elsewhere.
 fn cors() -> CorsLayer {
     let headers = ["authorization", "x-api-key", "content-type", "content-encoding", "idempotency-key"];
-    let exposed =
-        [header::RETRY_AFTER, rate_limits::POLICY, rate_limits::LIMIT, rate_limits::RESET, rate_limits::WARNING];
+    let exposed = [
+        header::RETRY_AFTER,
+        rate_limits::POLICY,
+        rate_limits::LIMIT,
+        rate_limits::RESET,
+        rate_limits::WARNING,
+        idempotency::REPLAYED,
+    ];
     CorsLayer::new()
         .allow_origin(AllowOrigin::mirror_request())
         .allow_credentials(true)

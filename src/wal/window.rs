@@ -490,12 +490,18 @@ impl Window {
         let answers_from = now_ms.saturating_sub(i64::try_from(ANSWER_SPAN.as_millis()).unwrap_or(i64::MAX));
         // Ids and answers go in their own order each: an answer that stays must not keep the ids of everything after it.
         for part in &mut self.parts {
-            let goes = |at_ms: i64, known: usize| at_ms < ids_from || known > self.most;
-            while let Some((at_ms, count)) = part.commits.pop_front_if(|(at_ms, _)| goes(*at_ms, self.ids.len())) {
-                if at_ms >= ids_from {
-                    self.cut_at_ms = Some(at_ms);
+            while let Some((at_ms, count)) = part.commits.front_mut() {
+                let all = usize::try_from(*count).unwrap_or(usize::MAX);
+                let goes = if *at_ms < ids_from { all } else { all.min(self.ids.len().saturating_sub(self.most)) };
+                if goes > 0 && *at_ms >= ids_from {
+                    self.cut_at_ms = Some(*at_ms);
                 }
-                self.ids.drop_front(usize::try_from(count).unwrap_or(usize::MAX));
+                self.ids.drop_front(goes);
+                if goes < all {
+                    *count -= u32::try_from(goes).unwrap_or(*count);
+                    break;
+                }
+                part.commits.pop_front();
             }
             if !part.commits.is_empty() {
                 break;

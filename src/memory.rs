@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(PURGE_DELAY, libmimalloc_sys::mi_option_use_numa_nodes - 1);
         unsafe {
             let before = libmimalloc_sys::mi_option_get(PURGE_DELAY);
-            // It is the only one of ten by itself that is about time.
+            // By itself it waits.
             assert!(before > 0, "{before}");
             give_back_early();
             assert_eq!(libmimalloc_sys::mi_option_get(PURGE_DELAY), 0);

@@ -116,7 +116,9 @@ impl Relay {
             let before = rustix::thread::name().ok();
             rustix::thread::set_name(c"relay-worker").ok();
             let result = worker.run();
-            before.map(|name| rustix::thread::set_name(&name));
+            if let Some(name) = before {
+                rustix::thread::set_name(&name).ok();
+            }
             result
         };
         tokio::task::spawn_blocking(run).await.unwrap_or(Err(RelayError::Panicked))

@@ -32,7 +32,7 @@ const DICTIONARIES: [&str; 9] =
 const LONG: usize = 64 << 10;
 
 /// What stands before a value that is not null.
-const NOT_NULL: [u8; 1] = [0];
+const NOT_NULL: u8 = 0;
 
 /// The first word of a dictionary: its version.
 const DICTIONARY_VERSION: u64 = 1;
@@ -142,7 +142,7 @@ impl Filling {
             Self::Nullable { width, nulls, values, .. } => {
                 let null = take(input, 1, column)?;
                 nulls.extend_from_slice(null);
-                if null == NOT_NULL {
+                if null == [NOT_NULL] {
                     values.extend_from_slice(take(input, *width, column)?);
                 }
             }
@@ -385,7 +385,7 @@ impl<'a> Cursor<'a> {
             Self::Nullable { width, nulls, values } => {
                 let null = head(nulls, 1);
                 out.extend_from_slice(null);
-                if null == NOT_NULL {
+                if null == [NOT_NULL] {
                     out.extend_from_slice(head(values, *width));
                 }
             }
@@ -453,10 +453,10 @@ impl Spread {
         let mut values = &self.values[..];
         let mut rest = &self.nulls[..];
         while !rest.is_empty() {
-            let null = rest.iter().take_while(|null| **null != NOT_NULL[0]).count();
+            let null = rest.iter().take_while(|null| **null != NOT_NULL).count();
             out.resize(out.len() + null * self.width, 0);
             rest = rest.get(null..).unwrap_or_default();
-            let not_null = rest.iter().take_while(|null| **null == NOT_NULL[0]).count();
+            let not_null = rest.iter().take_while(|null| **null == NOT_NULL).count();
             out.extend_from_slice(head(&mut values, not_null * self.width));
             rest = rest.get(not_null..).unwrap_or_default();
         }

@@ -342,16 +342,8 @@ impl Window {
     }
 
     fn committed_at(&self, id: u128) -> Option<i64> {
-        let mut place = self.ids.position(id)?;
-        for part in &self.parts {
-            let ids = part.ids();
-            if place < ids {
-                return commit_of(place, &part.commits);
-            }
-            place -= ids;
-        }
-        // Of the commit under way.
-        None
+        // An id of the commit under way is behind all of these.
+        commit_of(self.ids.position(id)?, self.parts.iter().flat_map(|part| &part.commits))
     }
 
     /// The same of `segments` that nobody has taken in.
@@ -471,16 +463,11 @@ impl Window {
 
     /// What is to be saved of the generation `ordinal`, which is full.
     pub(super) fn save(&self, ordinal: u64) -> Option<Save> {
-        let mut before = 0;
-        for part in &self.parts {
-            let ids = part.ids();
-            if part.ordinal == ordinal && !part.is_gone() {
-                let bytes = part.encode(self.ids.range(before..before + ids), self.mark());
-                return Some(Save { path: path(&self.dir, ordinal), bytes });
-            }
-            before += ids;
-        }
-        None
+        let index = self.parts.iter().position(|part| part.ordinal == ordinal && !part.is_gone())?;
+        let part = self.parts.get(index)?;
+        let before: usize = self.parts.range(..index).map(Part::ids).sum();
+        let bytes = part.encode(self.ids.range(before..before + part.ids()), self.mark());
+        Some(Save { path: path(&self.dir, ordinal), bytes })
     }
 
     /// Lets go of what is too old or too much.

@@ -151,7 +151,10 @@ mod tests {
     proptest! {
         /// As a plain queue that is searched from its begin, also where the numbers begin again.
         #[test]
-        fn is_a_queue_of_each_id_once(steps in prop::collection::vec(step(), 0..400), first in prop_oneof![0..3_u32, u32::MAX - 60..=u32::MAX]) {
+        fn is_a_queue_of_each_id_once(
+            steps in prop::collection::vec(step(), 0..400),
+            first in prop_oneof![0..3_u32, u32::MAX - 60..=u32::MAX],
+        ) {
             let mut known = Known { first, ..Known::default() };
             let mut model: VecDeque<u128> = VecDeque::new();
             for step in steps {

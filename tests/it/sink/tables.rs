@@ -50,7 +50,8 @@ async fn a_range_is_one_block_and_one_part_of_each_table_partition() {
 async fn rows_sent_by_column_are_those_sent_by_row() {
     let clickhouse = ClickHouse::start().await;
     let client = clickhouse.migrated().await;
-    // So many that a column of numbers is a piece of its own. Every column once with a value and once without; texts beyond 127 and 16,383 bytes, where their lengths grow.
+    // So many that a column of numbers is a piece of its own. Every column once with a value and once without; texts beyond
+    // 127 and 16,383 bytes, where their lengths grow.
     let events = (0..10_000).map(|number| {
         let text = |salt: u64, most: u64| {
             let letters = usize::try_from((number * 7919 + salt) % most).unwrap();

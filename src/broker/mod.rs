@@ -127,6 +127,9 @@ pub struct Settings {
     /// Most bytes of rows that the source holds in memory, ranges given out included. Ranges are closed early when it is
     /// reached.
     pub buffer_bytes: usize,
+    /// Most ranges under way at a time: those that the sink inserts side by side, and one that is ready when it is done with
+    /// one of them.
+    pub ranges_under_way: usize,
     /// How long a rebalance waits for an insert under way to end before the partition is given up.
     pub revoke_wait: Duration,
     /// Further properties of librdkafka (SASL, TLS, tuning), for producer and consumer.
@@ -152,6 +155,7 @@ impl Default for Settings {
             drain: Duration::from_secs(10),
             group: "ingestion-engine".into(),
             buffer_bytes: 256 << 20,
+            ranges_under_way: 3,
             revoke_wait: Duration::from_secs(20),
             properties: BTreeMap::new(),
         }

@@ -35,7 +35,6 @@ mod idle;
 mod marker;
 #[cfg(test)]
 mod model;
-mod pace;
 mod poll;
 mod recall;
 mod repeats;

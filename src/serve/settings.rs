@@ -256,6 +256,7 @@ pub(super) fn broker(config: &Config) -> broker::Settings {
         in_flight_bytes: size(settings.in_flight_bytes),
         drain: config.shutdown.relay,
         group: settings.group.clone(),
+        ranges_under_way: config.sink.inserts_in_flight + 1,
         properties: settings.properties.iter().map(|(key, value)| (key.clone(), value.expose().to_owned())).collect(),
         ..broker::Settings::default()
     }

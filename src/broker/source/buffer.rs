@@ -238,12 +238,17 @@ impl Buffer {
         (self.forming.full || old || hurry).then_some(self.forming.pieces.max(1))
     }
 
+    /// Since when the oldest piece waits.
+    pub(super) fn waits_since(&self) -> Option<Instant> {
+        self.pieces.front().map(|piece| piece.arrived)
+    }
+
     /// When the oldest piece will have waited long enough, if nothing else closes its range before.
     pub(super) fn due(&self, limits: &RangeLimits) -> Option<Instant> {
         if self.recorded.is_some() {
             return None;
         }
-        self.pieces.front().map(|piece| piece.arrived + limits.age)
+        self.waits_since().map(|since| since + limits.age)
     }
 
     /// The first `count` pieces.

@@ -24,7 +24,7 @@ use super::{
     state::{Partition, Shared, Stage, State},
 };
 use crate::{
-    broker::{Carries, Severity},
+    broker::{Carries, Settings, Severity},
     clickhouse::QueryError,
     dead_letters::{self, DeadLetter, Form, MessageLine},
     error_chain::chain,
@@ -159,13 +159,18 @@ impl Committer {
         }
     }
 
-    /// Takes complete ranges out of the buffers of partitions that have none under way. True when there is anything to
-    /// send.
+    /// Takes ranges out of the buffers of partitions that have none under way, as many as the sink has use for: first those
+    /// that were in flight before, then those whose rows have waited longest. True when there is anything to send.
+    ///
+    /// Whatever its rows, an insert costs ClickHouse a part with its files and fsyncs in the table and in the target of each
+    /// view, and later their merges. So a range that the sink could not take yet is not closed: it grows.
     fn prepare(&mut self, state: &mut MutexGuard<'_, State>, now: Instant, wake: &mut Instant) -> bool {
-        let limits = &state.paced(&self.shared.limits);
-        let hurry = state.hurry(self.shared.settings.buffer_bytes);
+        let Settings { buffer_bytes, ranges_under_way, .. } = self.shared.settings;
+        let limits = &self.shared.limits;
+        let hurry = state.hurry(buffer_bytes);
         let mut due = false;
-        for (id, partition) in &mut state.partitions {
+        let mut waiting = Vec::new();
+        for (id, partition) in &state.partitions {
             match partition.stage {
                 Stage::Given { .. } => continue,
                 Stage::Done { .. } => due = true,
@@ -180,12 +185,20 @@ impl Committer {
             }
             if partition.in_doubt {
                 due = true;
-                continue;
+            } else if let Some(since) = partition.buffer.waits_since() {
+                waiting.push((!partition.buffer.must_read_on(), since, *id));
             }
+        }
+        waiting.sort_unstable();
+        // One whose dead letters cannot be kept holds up its own partition only.
+        let prepared = self.prepared.values().filter(|prepared| prepared.letters_kept).count();
+        let mut free = ranges_under_way.saturating_sub(state.given() + prepared);
+        for (_, _, id) in waiting {
+            let Some(partition) = state.partitions.get_mut(&id).filter(|_| free > 0) else { break };
             let ready = partition.buffer.ready(limits, now, hurry);
             if let Some(count) = ready
                 && self.shared.recall.is_some()
-                && ask_of(*id, partition, count, &mut self.questions)
+                && ask_of(id, partition, count, &mut self.questions)
             {
                 due = true;
                 continue;
@@ -193,6 +206,7 @@ impl Committer {
             if let Some(count) = ready
                 && let Some(block) = partition.buffer.take(count, limits, &mut partition.marks)
             {
+                free -= 1;
                 self.shared.metrics.source_repeats.inc_by(block.repeats as u64);
                 // A partition whose commit is due records its next range in the same request.
                 if matches!(partition.stage, Stage::Idle) {
@@ -202,7 +216,7 @@ impl Committer {
                 let letters_kept = block.letters.is_empty();
                 let recorded = self.shared.recall.is_none() || block.rows == 0;
                 let generation = partition.generation;
-                self.prepared.insert(*id, Prepared { generation, block, letters_kept, recorded });
+                self.prepared.insert(id, Prepared { generation, block, letters_kept, recorded });
                 due = true;
             } else if let Some(at) = partition.buffer.due(limits) {
                 *wake = (*wake).min(at);

@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     buffer::{Buffer, Piece},
-    pace::Pace,
     recall::Recall,
     repeats::Marks,
 };
@@ -72,8 +71,6 @@ pub(super) struct Partition {
     pub(super) stage: Stage,
     /// Bytes of the range under way.
     pub(super) under_way: usize,
-    /// When the sink took the range under way.
-    pub(super) taken: Option<Instant>,
     pub(super) revoked: CancellationToken,
     pub(super) paused: bool,
 }
@@ -89,7 +86,6 @@ pub(super) struct State {
     pub(super) ready: VecDeque<Range>,
     /// Bytes in all buffers and ranges.
     pub(super) held: usize,
-    pub(super) pace: Pace,
     pub(super) closing: bool,
     /// The client failed for good.
     pub(super) failed: Option<rdkafka::error::KafkaError>,
@@ -135,7 +131,6 @@ impl State {
                 next,
                 stage: Stage::Idle,
                 under_way: 0,
-                taken: None,
                 revoked: CancellationToken::new(),
                 paused: false,
             };
@@ -209,11 +204,7 @@ impl State {
 
     /// Gives out the range that has waited longest.
     pub(super) fn take_ready(&mut self) -> Option<Range> {
-        let range = self.ready.pop_front()?;
-        if let Some(partition) = self.of_range(&range) {
-            partition.taken = Some(Instant::now());
-        }
-        Some(range)
+        self.ready.pop_front()
     }
 
     /// Queues the commit of `range`; `None` when it is no longer ours.
@@ -221,17 +212,12 @@ impl State {
         let partition = self.of_range(range)?;
         let (tell, told) = oneshot::channel();
         partition.stage = Stage::Done { last: range.id.last, waiting: vec![tell] };
-        if let Some(taken) = partition.taken.take() {
-            self.pace.stored(taken.elapsed());
-        }
         Some(told)
     }
 
-    /// `limits` with the age that ranges have to reach now.
-    pub(super) fn paced(&self, limits: &RangeLimits) -> RangeLimits {
-        let busy = |partition: &&Partition| !matches!(partition.stage, Stage::Idle) || partition.buffer.size() > 0;
-        let partitions = self.partitions.values().filter(busy).count();
-        RangeLimits { age: self.pace.age(partitions, limits.age), ..limits.clone() }
+    /// How many ranges the sink has, or may take.
+    pub(super) fn given(&self) -> usize {
+        self.partitions.values().filter(|partition| matches!(partition.stage, Stage::Given { .. })).count()
     }
 
     /// The insert of `range` was given up. Only a revoked range can be: its rows are not kept here to be given again.

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use ingestion_engine::{broker::Settings, dead_letters, health::State, sink::source::Source};
+use ingestion_engine::{
+    broker::Settings,
+    dead_letters,
+    health::State,
+    sink::source::{Range, Source},
+};
 use rdkafka::{
     mocking::MockCluster,
     producer::DefaultProducerContext,
@@ -341,6 +346,44 @@ async fn a_sink_that_stands_still_keeps_its_partitions_and_a_bounded_memory() {
         reading.source.commit(&range).await.unwrap();
     }
     assert_eq!(stored, log.events);
+    reading.source.close().await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_that_the_sink_cannot_take_yet_grows() {
+    let (_cluster, brokers) = cluster(4);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 4));
+    let settings = Settings { ranges_under_way: 2, ..settings(&brokers, 4) };
+    let mut reading = Reading::start(settings, limits(100_000, Duration::from_millis(50)));
+    log.append(100, 20, 50).await;
+    let taken = [reading.next().await, reading.next().await];
+    // Sent while two ranges are under way, and long after the others were old enough.
+    log.append(100, 20, 50).await;
+    eventually("everything is read", || reading.metrics.source_events.get() == log.events.len() as u64).await;
+    let mut stored = BTreeSet::new();
+    let mut ranges = [0; 4];
+    let mut store = |range: &Range| {
+        ranges[range.id.partition as usize] += 1;
+        stored.extend(rows(range).into_iter().map(|row| row.event));
+        stored.len()
+    };
+    for range in &taken {
+        store(range);
+        reading.source.commit(range).await.unwrap();
+    }
+    loop {
+        let range = reading.next().await;
+        let stored = store(&range);
+        reading.source.commit(&range).await.unwrap();
+        if stored == log.events.len() {
+            break;
+        }
+    }
+    assert_eq!(stored, log.events);
+    let waited: Vec<u32> = (0..4).filter(|id| taken.iter().all(|range| range.id.partition != *id)).collect();
+    assert_eq!(waited.len(), 2, "one range of a partition is under way at a time");
+    assert!(waited.iter().all(|id| ranges[*id as usize] == 1), "{waited:?} of {ranges:?}");
     reading.source.close().await;
     relay.stop().await;
 }

@@ -10,10 +10,12 @@
 //! Nullable    one byte a value (1 = null) | the values, 0 for null
 //! dictionary  1: u64 | keys follow and width of indices: u64 | keys: u64, String ... | rows: u64, index ...
 //! ```
-//! Values are copied as they are: their encoding is that of `RowBinary`. Rows can be had back from columns, byte for byte. The
-//! zeros for null are not kept: most numbers of an event are null, and they are put in when a column is sent.
+//! Values are copied as they are: their encoding is that of `RowBinary`. Rows can be had back from columns, byte for byte.
+//!
+//! A block waits in memory until it is stored, and what can be put in when it is sent is not kept until then: the zeros for
+//! null (most numbers of an event are null), and a value that is that of the row before, in columns where it mostly is.
 
-use std::{fmt, hash::BuildHasher as _, mem, ops::Range};
+use std::{fmt, hash::BuildHasher as _, iter, mem, ops::Range, slice, sync::Arc};
 
 use bytes::Bytes;
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
@@ -28,6 +30,10 @@ use super::{
 const DICTIONARIES: [&str; 9] =
     ["type", "user_agent", "screen", "locale", "timezone", "name", "element", "direction", "topic"];
 
+/// Columns in which rows that follow each other mostly have the same value: those of a request, and those of a record.
+const RUNS: [&str; 8] =
+    ["tenant_id", "received_at", "expires_at", "wal_id", "wal_seq", "relayed_at", "partition", "offset"];
+
 /// Values of so many bytes are not copied once more.
 const LONG: usize = 64 << 10;
 
@@ -36,9 +42,8 @@ const NOT_NULL: u8 = 0;
 
 /// The first word of a dictionary: its version.
 const DICTIONARY_VERSION: u64 = 1;
-/// In its second word: the keys follow. The lowest byte is the width of the indices, 2 for `u32`.
+/// In its second word: the keys follow. The lowest byte is the width of the indices, as the power of two of its bytes.
 const KEYS_FOLLOW: u64 = 1 << 9;
-const INDICES_U32: u64 = 2;
 
 /// How the values of a column are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,14 +75,31 @@ impl Layout {
 
 /// A column being filled.
 enum Filling {
-    Fixed { kind: &'static str, width: usize, values: Vec<u8> },
-    Nullable { kind: &'static str, width: usize, nulls: Vec<u8>, values: Vec<u8> },
-    Text { values: Vec<u8> },
+    Fixed {
+        kind: &'static str,
+        width: usize,
+        values: Vec<u8>,
+    },
+    /// Of each run its value, and of how many rows it is.
+    Runs {
+        kind: &'static str,
+        width: usize,
+        values: Vec<u8>,
+        counts: Vec<u32>,
+    },
+    Nullable {
+        kind: &'static str,
+        width: usize,
+        nulls: Vec<u8>,
+        values: Vec<u8>,
+    },
+    Text {
+        values: Vec<u8>,
+    },
     Dictionary(Dictionary),
 }
 
 /// Texts that repeat.
-#[derive(Default)]
 struct Dictionary {
     /// The keys' numbers, found by the hash of the key.
     numbers: HashTable<u32>,
@@ -86,17 +108,45 @@ struct Dictionary {
     keys: Vec<u8>,
     /// Where the text of each key stands in `keys`.
     places: Vec<Range<usize>>,
+    /// Bytes of an index: 1, 2 or 4, as few as there are keys for.
+    width: usize,
     indices: Vec<u8>,
     /// The number of the row before, whose text is mostly the next one's too.
     last: u32,
 }
 
 impl Dictionary {
+    fn new() -> Self {
+        Self {
+            numbers: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            keys: Vec::new(),
+            places: Vec::new(),
+            width: 1,
+            indices: Vec::new(),
+            last: 0,
+        }
+    }
+
     fn push(&mut self, text: &[u8]) {
         if self.key(self.last) != Some(text) {
             self.last = self.number(text);
+            while u64::from(self.last) >> (8 * self.width) > 0 {
+                self.widen();
+            }
         }
-        self.indices.extend_from_slice(&self.last.to_le_bytes());
+        self.indices.extend(self.last.to_le_bytes().iter().take(self.width));
+    }
+
+    /// Gives each index twice as many bytes. The new ones are the high ones, which stand behind.
+    fn widen(&mut self) {
+        let narrow = mem::take(&mut self.indices);
+        self.indices.reserve(2 * narrow.len());
+        for index in narrow.chunks(self.width) {
+            self.indices.extend_from_slice(index);
+            self.indices.extend(iter::repeat_n(0, self.width));
+        }
+        self.width *= 2;
     }
 
     fn key(&self, number: u32) -> Option<&[u8]> {
@@ -128,9 +178,12 @@ fn key<'a>(keys: &'a [u8], places: &[Range<usize>], number: u32) -> Option<&'a [
 impl Filling {
     fn new(name: &str, layout: Layout) -> Self {
         match layout {
+            Layout::Fixed(kind, width) if RUNS.contains(&name) => {
+                Self::Runs { kind, width, values: Vec::new(), counts: Vec::new() }
+            }
             Layout::Fixed(kind, width) => Self::Fixed { kind, width, values: Vec::new() },
             Layout::Nullable(kind, width) => Self::Nullable { kind, width, nulls: Vec::new(), values: Vec::new() },
-            Layout::Text if DICTIONARIES.contains(&name) => Self::Dictionary(Dictionary::default()),
+            Layout::Text if DICTIONARIES.contains(&name) => Self::Dictionary(Dictionary::new()),
             Layout::Text => Self::Text { values: Vec::new() },
         }
     }
@@ -139,6 +192,17 @@ impl Filling {
     fn push(&mut self, input: &mut &[u8], column: &'static str) -> Result<(), BinaryError> {
         match self {
             Self::Fixed { width, values, .. } => values.extend_from_slice(take(input, *width, column)?),
+            Self::Runs { width, values, counts, .. } => {
+                let value = take(input, *width, column)?;
+                match counts.last_mut() {
+                    // A block has far fewer than 2^32 rows.
+                    Some(count) if values.ends_with(value) => *count = count.saturating_add(1),
+                    _ => {
+                        values.extend_from_slice(value);
+                        counts.push(1);
+                    }
+                }
+            }
             Self::Nullable { width, nulls, values, .. } => {
                 let null = take(input, 1, column)?;
                 nulls.extend_from_slice(null);
@@ -159,12 +223,15 @@ impl Filling {
     fn finish(self) -> Column {
         match self {
             Self::Fixed { kind, width, values } => Column::Fixed { kind, width, values: exact(values) },
+            Self::Runs { kind, width, values, counts } => {
+                Column::Runs { kind, runs: Runs { width, values: exact(values), counts: counts.into() } }
+            }
             Self::Nullable { kind, width, nulls, values } => {
                 Column::Nullable { kind, width, nulls: exact(nulls), values: exact(values) }
             }
             Self::Text { values } => Column::Text { values: exact(values) },
-            Self::Dictionary(Dictionary { keys, places, indices, .. }) => {
-                Column::Dictionary { keys: exact(keys), count: places.len(), indices: exact(indices) }
+            Self::Dictionary(Dictionary { keys, places, width, indices, .. }) => {
+                Column::Dictionary { keys: exact(keys), count: places.len(), width, indices: exact(indices) }
             }
         }
     }
@@ -259,6 +326,10 @@ enum Column {
         width: usize,
         values: Bytes,
     },
+    Runs {
+        kind: &'static str,
+        runs: Runs,
+    },
     /// `values` has those that are not null.
     Nullable {
         kind: &'static str,
@@ -269,11 +340,21 @@ enum Column {
     Text {
         values: Bytes,
     },
+    /// `width` is that of an index in bytes.
     Dictionary {
         keys: Bytes,
         count: usize,
+        width: usize,
         indices: Bytes,
     },
+}
+
+/// Values of rows that follow each other, each once, and for how many rows it stands.
+#[derive(Clone, Debug)]
+struct Runs {
+    width: usize,
+    values: Bytes,
+    counts: Arc<[u32]>,
 }
 
 /// Rows of one insert, by column.
@@ -321,19 +402,23 @@ impl Column {
                 write_bytes_binary(kind.as_bytes(), &mut out.last);
                 out.push(values);
             }
+            Self::Runs { kind, runs } => {
+                write_bytes_binary(kind.as_bytes(), &mut out.last);
+                out.push_folded(Folded::Runs(runs.clone()));
+            }
             Self::Nullable { kind, width, nulls, values } => {
                 write_bytes_binary(format!("Nullable({kind})").as_bytes(), &mut out.last);
                 out.push(nulls);
-                out.push_spread(Spread { width: *width, nulls: nulls.clone(), values: values.clone() });
+                out.push_folded(Folded::Spread(Spread { width: *width, nulls: nulls.clone(), values: values.clone() }));
             }
             Self::Text { values } => {
                 write_bytes_binary(b"String", &mut out.last);
                 out.push(values);
             }
-            Self::Dictionary { keys, count, indices } => {
+            Self::Dictionary { keys, count, width, indices } => {
                 write_bytes_binary(b"LowCardinality(String)", &mut out.last);
                 out.last.extend_from_slice(&DICTIONARY_VERSION.to_le_bytes());
-                out.last.extend_from_slice(&(KEYS_FOLLOW | INDICES_U32).to_le_bytes());
+                out.last.extend_from_slice(&(KEYS_FOLLOW | u64::from(width.trailing_zeros())).to_le_bytes());
                 out.last.extend_from_slice(&(*count as u64).to_le_bytes());
                 out.push(keys);
                 out.last.extend_from_slice(&(rows as u64).to_le_bytes());
@@ -349,6 +434,14 @@ enum Cursor<'a> {
         width: usize,
         values: &'a [u8],
     },
+    /// The run that the next value is of, how often it is still to come, and the runs behind it.
+    Runs {
+        value: &'a [u8],
+        left: u32,
+        width: usize,
+        values: &'a [u8],
+        counts: slice::Iter<'a, u32>,
+    },
     Nullable {
         width: usize,
         nulls: &'a [u8],
@@ -360,6 +453,7 @@ enum Cursor<'a> {
     /// The keys with their lengths.
     Dictionary {
         keys: Vec<&'a [u8]>,
+        width: usize,
         indices: &'a [u8],
     },
 }
@@ -368,12 +462,15 @@ impl<'a> Cursor<'a> {
     fn of(column: &'a Column) -> Self {
         match column {
             Column::Fixed { width, values, .. } => Self::Fixed { width: *width, values },
+            Column::Runs { runs: Runs { width, values, counts }, .. } => {
+                Self::Runs { value: &[], left: 0, width: *width, values, counts: counts.iter() }
+            }
             Column::Nullable { width, nulls, values, .. } => Self::Nullable { width: *width, nulls, values },
             Column::Text { values } => Self::Text { values },
-            Column::Dictionary { keys, indices, .. } => {
+            Column::Dictionary { keys, width, indices, .. } => {
                 let mut rest = &keys[..];
                 let keys = std::iter::from_fn(|| Some(text(&mut rest)).filter(|key| !key.is_empty())).collect();
-                Self::Dictionary { keys, indices }
+                Self::Dictionary { keys, width: *width, indices }
             }
         }
     }
@@ -382,6 +479,13 @@ impl<'a> Cursor<'a> {
     fn next(&mut self, out: &mut Vec<u8>) {
         match self {
             Self::Fixed { width, values } => out.extend_from_slice(head(values, *width)),
+            Self::Runs { value, left, width, values, counts } => {
+                if *left == 0 {
+                    (*value, *left) = (head(values, *width), counts.next().copied().unwrap_or(1));
+                }
+                *left -= 1;
+                out.extend_from_slice(value);
+            }
             Self::Nullable { width, nulls, values } => {
                 let null = head(nulls, 1);
                 out.extend_from_slice(null);
@@ -390,10 +494,10 @@ impl<'a> Cursor<'a> {
                 }
             }
             Self::Text { values } => out.extend_from_slice(text(values)),
-            Self::Dictionary { keys, indices } => {
-                let number = head(indices, 4).try_into().map(u32::from_le_bytes).unwrap_or_default();
-                let key = usize::try_from(number).ok().and_then(|number| keys.get(number));
-                out.extend_from_slice(key.copied().unwrap_or_default());
+            Self::Dictionary { keys, width, indices } => {
+                let number =
+                    head(indices, *width).iter().rev().fold(0, |number, byte| number << 8 | usize::from(*byte));
+                out.extend_from_slice(keys.get(number).copied().unwrap_or_default());
             }
         }
     }
@@ -419,6 +523,13 @@ pub struct Piece(Part);
 #[derive(Debug)]
 enum Part {
     Whole(Bytes),
+    Folded(Folded),
+}
+
+/// A column of which less is kept than is sent.
+#[derive(Debug)]
+enum Folded {
+    Runs(Runs),
     Spread(Spread),
 }
 
@@ -431,14 +542,45 @@ struct Spread {
 }
 
 impl Piece {
-    /// Its bytes; those of a column with nulls are made now.
+    /// Its bytes; those of a folded column are made now.
     pub fn into_bytes(self) -> Bytes {
         match self.0 {
             Part::Whole(bytes) => bytes,
-            Part::Spread(spread) => {
-                let mut out = Vec::with_capacity(spread.len());
-                spread.write(&mut out);
+            Part::Folded(folded) => {
+                let mut out = Vec::with_capacity(folded.len());
+                folded.write(&mut out);
                 out.into()
+            }
+        }
+    }
+}
+
+impl Folded {
+    /// Bytes as sent.
+    fn len(&self) -> usize {
+        match self {
+            Self::Runs(runs) => runs.len(),
+            Self::Spread(spread) => spread.len(),
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Runs(runs) => runs.write(out),
+            Self::Spread(spread) => spread.write(out),
+        }
+    }
+}
+
+impl Runs {
+    fn len(&self) -> usize {
+        self.counts.iter().filter_map(|count| usize::try_from(*count).ok()).sum::<usize>() * self.width
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        for (value, count) in self.values.chunks(self.width).zip(self.counts.iter()) {
+            for _ in 0..*count {
+                out.extend_from_slice(value);
             }
         }
     }
@@ -479,11 +621,11 @@ impl Pieces {
         }
     }
 
-    fn push_spread(&mut self, spread: Spread) {
-        if spread.len() < LONG {
-            spread.write(&mut self.last);
+    fn push_folded(&mut self, folded: Folded) {
+        if folded.len() < LONG {
+            folded.write(&mut self.last);
         } else {
-            self.push_long(Part::Spread(spread));
+            self.push_long(Part::Folded(folded));
         }
     }
 

@@ -301,6 +301,20 @@ fn survives_as_columns(rows: &[EventRow<'_>]) {
     assert_eq!(native(&columns), native(&by_column(Table::Events, &body).unwrap()));
 }
 
+/// Indices of one, two and four bytes, and runs of one row and of many.
+#[test]
+fn columns_grow_with_what_is_in_them() {
+    for keys in [1, 256, 257, 65_536, 65_537] {
+        let rows = (0..keys.max(300)).map(|number| EventRow {
+            name: Text((number % keys).to_string().into()),
+            received_at_ms: i64::from(number / 100),
+            expires_at: number,
+            ..sample()
+        });
+        survives_as_columns(&rows.collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn parked_rows_survive_as_columns() {
     let (mut encoded, mut body) = (Vec::new(), Vec::new());

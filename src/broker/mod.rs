@@ -142,7 +142,7 @@ impl Default for Settings {
             brokers: "127.0.0.1:9092".into(),
             topic: "events".into(),
             carries: Carries::Events,
-            partitions: 12,
+            partitions: 6,
             replication_factor: 3,
             min_insync_replicas: 2,
             retention: Duration::from_hours(14 * 24),

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! # Operation
-//! - At most one range of a partition is under way. Its first and last offset are recorded in the metadata of the group's
+//! - At most one range of a partition is under way, and of all partitions no more than the sink has use for: what it could
+//!   not take yet grows. Its first and last offset are recorded in the metadata of the group's
 //!   commit before the sink gets it. Whoever is assigned the partition next, this process after a restart or another,
 //!   reads the metadata and forms the very same range first: same rows, same token, and ClickHouse drops the repeat.
 //! - The polling thread never waits for the sink. While nothing can be stored, partitions are paused at the bound of
@@ -181,7 +182,7 @@ impl Source for KafkaSource {
                 if let Some(error) = &state.failed {
                     return Err(SourceError::Broker(Box::new(error.clone())));
                 }
-                if let Some(range) = state.take_ready() {
+                if let Some(range) = state.ready.pop_front() {
                     return Ok(range);
                 }
             }

@@ -142,7 +142,7 @@ fn plan_table(text: &mut String, costs: &Costs, one: &Plan, ten: &Plan) {
     };
     let gigabytes = |bytes: f64| format!("{} GB/s", shown(bytes / 1e9));
     let terabytes = |bytes: f64| format!("{} TB", shown(bytes / 1e12));
-    row("partitions", "P: twice the sink nodes, up to a power of two, at least 12", &|plan| whole(plan.partitions));
+    row("partitions", "P: twice the sink nodes, up to a power of two, at least 6", &|plan| whole(plan.partitions));
     row("messages an event", "m", &|plan| shown(plan.messages));
     row("API cores", "R (a0 + a1 m + q (1/b - 1/100)) / u", &|plan| whole(plan.cores(plan.api)));
     row("API nodes", "the more of cores / 8 and R max(w, y) / u", &|plan| whole(plan.api_nodes()));

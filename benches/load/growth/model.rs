@@ -28,7 +28,7 @@ pub const BROKERS_BEST: f64 = 1_250.0;
 pub const NETWORK: f64 = 1.25e9;
 /// The engine's defaults.
 const MAX_AGE: f64 = 0.5;
-const PARTITIONS: f64 = 12.0;
+const PARTITIONS: f64 = 6.0;
 pub const MAX_ROWS: f64 = 100_000.0;
 pub const TOPIC_DAYS: f64 = 14.0;
 pub const EVENT_DAYS: f64 = 90.0;

@@ -202,11 +202,6 @@ impl State {
         (partition.generation == range.generation && given).then_some(partition)
     }
 
-    /// Gives out the range that has waited longest.
-    pub(super) fn take_ready(&mut self) -> Option<Range> {
-        self.ready.pop_front()
-    }
-
     /// Queues the commit of `range`; `None` when it is no longer ours.
     pub(super) fn done(&mut self, range: &Range) -> Option<oneshot::Receiver<()>> {
         let partition = self.of_range(range)?;

@@ -84,7 +84,7 @@ fn conflicts_are_errors() {
             &[
                 "sink.max_rows = 10 (FILE line 4): below redpanda.batch_size, so that one message would not fit an insert; \
                  give at least 1000",
-                "sink.max_bytes = \"24MiB\" (default): below redpanda.max_message_bytes, so that one message would not fit \
+                "sink.max_bytes = \"20MiB\" (default): below redpanda.max_message_bytes, so that one message would not fit \
                  an insert; give at least 64MiB",
             ],
         ),

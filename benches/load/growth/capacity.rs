@@ -68,6 +68,11 @@ fn costs_table(text: &mut String, costs: &Costs) {
         format!("(M) partitions, {}", percent(&costs.api)),
     );
     row("`a1` API node, a message", format!("{} µs", shown(costs.api.slope)), "(M) the same".to_owned());
+    row(
+        "`g` events that a relay sends together, of a node at its full rate",
+        shown(costs.together),
+        "(M) partitions 64".to_owned(),
+    );
     row("`q` API node, a request", format!("{} µs", shown(costs.request)), "(M) batch".to_owned());
     row("`w` the log's writer, a thread of a node", format!("{} s/M", shown(costs.writer)), "(M) depth 0".to_owned());
     row("`y` the relay, a thread of a node", format!("{} s/M", shown(costs.relay)), "(M) partitions 16".to_owned());
@@ -133,8 +138,7 @@ fn costs_table(text: &mut String, costs: &Costs) {
 fn plan_table(text: &mut String, costs: &Costs, one: &Plan, ten: &Plan) {
     add(
         text,
-        "\nWith R events a second, P partitions, m = P (1 - (1 - 1/P)^b) / b messages an event at most (requests that wait \
-         together share them), and r = min(100,000, 0.5 s R / P) rows an insert at least (`sink.max_rows`, `sink.max_age`; ranges \
+        "\nWith R events a second, P partitions, m = P (1 - (1 - 1/P)^g) / g messages an event, and r = min(100,000, 0.5 s R / P) rows an insert at least (`sink.max_rows`, `sink.max_age`; ranges \
          get larger while inserts are slow):\n\n| | formula | 1M events/s | 10M events/s |\n|---|---|--:|--:|",
     );
     let mut row = |what: &str, formula: &str, value: &dyn Fn(&Plan) -> String| {

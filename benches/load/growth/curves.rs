@@ -215,7 +215,7 @@ fn inserts(curve: &Curve) -> Option<String> {
     (most > least * FLAT).then(|| {
         format!(
             "An insert costs what it costs whatever its rows (a part with its files and fsyncs in the table and in each of the \
-             views' three targets), goes out after half a second (or up to two, while a round of inserts takes longer), and \
+             views' three targets), goes out after half a second (or when its turn comes, while inserts take longer), and \
              has {} to {} rows here.",
             shown(least),
             shown(most)

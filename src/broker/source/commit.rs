@@ -143,6 +143,11 @@ impl Committer {
             if state.closing {
                 return false;
             }
+            if state.partitions.is_empty() {
+                // What could not be asked or kept was of partitions that are others' now.
+                shared.status.clear("recall");
+                shared.status.clear("dead letters");
+            }
             let now = Instant::now();
             self.prepared.retain(|id, prepared| {
                 state.partitions.get(id).is_some_and(|partition| partition.generation == prepared.generation)

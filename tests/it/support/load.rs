@@ -202,6 +202,16 @@ fn batch(ids: &[Uuid], sender: usize, round: usize) -> String {
 }
 
 impl Sent {
+    /// What was acknowledged.
+    pub fn acknowledged(&self) -> &HashSet<Uuid> {
+        &self.acknowledged
+    }
+
+    /// Does not ask for `events`, which are lost by what stands between engine and ClickHouse.
+    pub fn leave_out(&mut self, events: &HashSet<Uuid>) {
+        self.acknowledged.retain(|event| !events.contains(event));
+    }
+
     /// Sends again what had no answer, as a client does, until it has one.
     pub fn resend(&mut self, engine: &Engine) {
         for Request { ids, body } in self.unanswered.drain(..) {

@@ -8,9 +8,9 @@
 //!
 //! # Operation
 //! - At most one range of a partition is under way, and of all partitions no more than the sink has use for: what it could
-//!   not take yet grows. Its first and last offset are recorded in the metadata of the group's
-//!   commit before the sink gets it. Whoever is assigned the partition next, this process after a restart or another,
-//!   reads the metadata and forms the very same range first: same rows, same token, and ClickHouse drops the repeat.
+//!   not take yet grows. The first and last offset of a range are recorded in the metadata of the group's commit before the
+//!   sink gets it. Whoever is assigned the partition next, this process after a restart or another, reads the metadata and
+//!   forms the very same range first: same rows, same token, and ClickHouse drops the repeat.
 //! - The polling thread never waits for the sink. While nothing can be stored, partitions are paused at the bound of
 //!   their buffers and the member stays in its group.
 //! - When partitions are taken away, their ranges are revoked and the rebalance waits, for a bounded time, until the sink

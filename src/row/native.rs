@@ -227,7 +227,7 @@ impl Filling {
                 Column::Runs { kind, runs: Runs { width, values: exact(values), counts: counts.into() } }
             }
             Self::Nullable { kind, width, nulls, values } => {
-                Column::Nullable { kind, width, nulls: exact(nulls), values: exact(values) }
+                Column::Nullable { kind, spread: Spread { width, nulls: exact(nulls), values: exact(values) } }
             }
             Self::Text { values } => Column::Text { values: exact(values) },
             Self::Dictionary(Dictionary { keys, places, width, indices, .. }) => {
@@ -330,12 +330,9 @@ enum Column {
         kind: &'static str,
         runs: Runs,
     },
-    /// `values` has those that are not null.
     Nullable {
         kind: &'static str,
-        width: usize,
-        nulls: Bytes,
-        values: Bytes,
+        spread: Spread,
     },
     Text {
         values: Bytes,
@@ -355,6 +352,14 @@ struct Runs {
     width: usize,
     values: Bytes,
     counts: Arc<[u32]>,
+}
+
+/// Values that are not null, to be spread over a column.
+#[derive(Clone, Debug)]
+struct Spread {
+    width: usize,
+    nulls: Bytes,
+    values: Bytes,
 }
 
 /// Rows of one insert, by column.
@@ -406,10 +411,10 @@ impl Column {
                 write_bytes_binary(kind.as_bytes(), &mut out.last);
                 out.push_folded(Folded::Runs(runs.clone()));
             }
-            Self::Nullable { kind, width, nulls, values } => {
+            Self::Nullable { kind, spread } => {
                 write_bytes_binary(format!("Nullable({kind})").as_bytes(), &mut out.last);
-                out.push(nulls);
-                out.push_folded(Folded::Spread(Spread { width: *width, nulls: nulls.clone(), values: values.clone() }));
+                out.push(&spread.nulls);
+                out.push_folded(Folded::Spread(spread.clone()));
             }
             Self::Text { values } => {
                 write_bytes_binary(b"String", &mut out.last);
@@ -465,7 +470,9 @@ impl<'a> Cursor<'a> {
             Column::Runs { runs: Runs { width, values, counts }, .. } => {
                 Self::Runs { value: &[], left: 0, width: *width, values, counts: counts.iter() }
             }
-            Column::Nullable { width, nulls, values, .. } => Self::Nullable { width: *width, nulls, values },
+            Column::Nullable { spread: Spread { width, nulls, values }, .. } => {
+                Self::Nullable { width: *width, nulls, values }
+            }
             Column::Text { values } => Self::Text { values },
             Column::Dictionary { keys, width, indices, .. } => {
                 let mut rest = &keys[..];
@@ -531,14 +538,6 @@ enum Part {
 enum Folded {
     Runs(Runs),
     Spread(Spread),
-}
-
-/// Values that are not null, to be spread over a column.
-#[derive(Debug)]
-struct Spread {
-    width: usize,
-    nulls: Bytes,
-    values: Bytes,
 }
 
 impl Piece {

@@ -138,8 +138,8 @@ fn costs_table(text: &mut String, costs: &Costs) {
 fn plan_table(text: &mut String, costs: &Costs, one: &Plan, ten: &Plan) {
     add(
         text,
-        "\nWith R events a second, P partitions, m = P (1 - (1 - 1/P)^g) / g messages an event, and r = min(100,000, 0.5 s R / P) rows an insert at least (`sink.max_rows`, `sink.max_age`; ranges \
-         get larger while inserts are slow):\n\n| | formula | 1M events/s | 10M events/s |\n|---|---|--:|--:|",
+        "\nWith R events a second, P partitions, m = P (1 - (1 - 1/P)^g) / g messages an event, and r = min(100,000, 0.5 s R / P) \
+         rows an insert at least (`sink.max_rows`, `sink.max_age`; ranges get larger while inserts are slow):\n\n| | formula | 1M events/s | 10M events/s |\n|---|---|--:|--:|",
     );
     let mut row = |what: &str, formula: &str, value: &dyn Fn(&Plan) -> String| {
         add(text, &format!("| {what} | {formula} | {} | {} |", value(one), value(ten)));

@@ -277,52 +277,59 @@ pub struct Seen {
 }
 
 /// Reads the whole topic, from the beginning, until `enough` of it was seen.
-pub async fn read_topic(brokers: &str, partitions: i32, mut enough: impl FnMut(&[Seen]) -> bool + Send) -> Vec<Seen> {
-    let brokers = brokers.to_owned();
-    tokio::task::block_in_place(move || {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            .set("group.id", "reader of the test")
-            .set("enable.auto.commit", "false")
-            .create()
-            .unwrap();
-        let mut all = TopicPartitionList::new();
-        for partition in 0..partitions {
-            all.add_partition_offset(TOPIC, partition, Offset::Beginning).unwrap();
+pub async fn read_topic(brokers: &str, partitions: i32, enough: impl FnMut(&[Seen]) -> bool + Send) -> Vec<Seen> {
+    tokio::task::block_in_place(|| read_partitions(brokers, TOPIC, partitions, enough))
+}
+
+/// The same of any topic. Blocks.
+pub fn read_partitions(
+    brokers: &str,
+    topic: &str,
+    partitions: i32,
+    mut enough: impl FnMut(&[Seen]) -> bool,
+) -> Vec<Seen> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "reader of the test")
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap();
+    let mut all = TopicPartitionList::new();
+    for partition in 0..partitions {
+        all.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+    }
+    consumer.assign(&all).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut seen = Vec::new();
+    while !enough(&seen) {
+        assert!(Instant::now() < deadline, "in vain read the topic: {} messages", seen.len());
+        let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
+        let headers: BTreeMap<String, String> = message
+            .headers()
+            .unwrap()
+            .iter()
+            .map(|header| (header.key.to_owned(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
+            .collect();
+        assert!(message.key().is_none());
+        let lines = message.payload().unwrap().split(|byte| *byte == b'\n');
+        let parts: Vec<_> = lines.map(|line| row::read_json(line).unwrap()).collect();
+        let rows: Vec<_> =
+            parts.iter().map(|(event, origin)| ((origin.wal_seq, origin.wal_ordinal), event.event_id)).collect();
+        let found = Seen {
+            partition: message.partition(),
+            offset: message.offset(),
+            wal_id: WalId(headers["wal_id"].parse().unwrap()),
+            rows,
+        };
+        assert_eq!(headers["rows"], found.rows.len().to_string());
+        let first = (headers["wal_seq"].parse().unwrap(), headers["wal_ordinal"].parse().unwrap());
+        assert_eq!(found.rows[0].0, first);
+        for (_, origin) in &parts {
+            assert_eq!(origin.wal_id, found.wal_id);
         }
-        consumer.assign(&all).unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        let mut seen = Vec::new();
-        while !enough(&seen) {
-            assert!(Instant::now() < deadline, "in vain read the topic: {} messages", seen.len());
-            let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
-            let headers: BTreeMap<String, String> = message
-                .headers()
-                .unwrap()
-                .iter()
-                .map(|header| (header.key.to_owned(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
-                .collect();
-            assert!(message.key().is_none());
-            let lines = message.payload().unwrap().split(|byte| *byte == b'\n');
-            let parts: Vec<_> = lines.map(|line| row::read_json(line).unwrap()).collect();
-            let rows: Vec<_> =
-                parts.iter().map(|(event, origin)| ((origin.wal_seq, origin.wal_ordinal), event.event_id)).collect();
-            let found = Seen {
-                partition: message.partition(),
-                offset: message.offset(),
-                wal_id: WalId(headers["wal_id"].parse().unwrap()),
-                rows,
-            };
-            assert_eq!(headers["rows"], found.rows.len().to_string());
-            let first = (headers["wal_seq"].parse().unwrap(), headers["wal_ordinal"].parse().unwrap());
-            assert_eq!(found.rows[0].0, first);
-            for (_, origin) in &parts {
-                assert_eq!(origin.wal_id, found.wal_id);
-            }
-            seen.push(found);
-        }
-        seen
-    })
+        seen.push(found);
+    }
+    seen
 }
 
 /// The events that a reader of the topic has who drops, per partition and log, what is not above its mark. Because it
@@ -349,18 +356,22 @@ pub fn deduplicated(seen: &[Seen]) -> (Vec<EventId>, usize) {
     (events, dropped)
 }
 
-/// Asserts that the topic holds every event of `expected`, once and in order for a reader that drops duplicates.
-pub async fn assert_topic_holds(brokers: &str, partitions: i32, expected: &BTreeSet<EventId>) -> usize {
+/// What has read enough once so many events were seen.
+pub fn until_held(events: usize) -> impl FnMut(&[Seen]) -> bool + Send {
     let mut held = BTreeSet::new();
     let mut looked = 0;
-    let seen = read_topic(brokers, partitions, |seen| {
+    move |seen| {
         for message in &seen[looked..] {
             held.extend(message.rows.iter().map(|(_, event)| *event));
         }
         looked = seen.len();
-        held.len() >= expected.len()
-    })
-    .await;
+        held.len() >= events
+    }
+}
+
+/// Asserts that the topic holds every event of `expected`, once and in order for a reader that drops duplicates.
+pub async fn assert_topic_holds(brokers: &str, partitions: i32, expected: &BTreeSet<EventId>) -> usize {
+    let seen = read_topic(brokers, partitions, until_held(expected.len())).await;
     let (events, dropped) = deduplicated(&seen);
     assert_eq!(events.len(), expected.len(), "an event is there twice, or came after a later one");
     assert!(events.iter().copied().collect::<BTreeSet<_>>() == *expected);

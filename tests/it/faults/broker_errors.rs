@@ -6,24 +6,21 @@
 //! which a broker does not. So batches follow each other slowly, and what was overtaken all the same, in the topic as it lies
 //! there, is not the engine's loss.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
-use ingestion_engine::row;
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
     mocking::{MockCluster, MockCoordinator},
     producer::DefaultProducerContext,
     types::{RDKafkaApiKey as Api, RDKafkaRespErr as Error},
 };
 use uuid::Uuid;
 
-use crate::support::{
-    engine::{ClickHouse, Engine, Setup, eventually},
-    load::Load,
+use crate::{
+    broker::rig::{deduplicated, read_partitions, until_held},
+    support::{
+        engine::{ClickHouse, Engine, Setup, eventually},
+        load::Load,
+    },
 };
 
 const TOPIC: &str = "overwatch.events";
@@ -90,33 +87,11 @@ impl Rig {
     }
 }
 
-/// Reads the topic until all of `acknowledged` was seen; gives those of which a later row of their log came first.
+/// Those of `acknowledged` that a reader of the topic drops as repeats, because a later row of their log came first.
 fn overtaken(brokers: &str, acknowledged: &HashSet<Uuid>) -> HashSet<Uuid> {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", brokers).set("group.id", "reader of the test").set("enable.auto.commit", "false");
-    let consumer: BaseConsumer = config.create().unwrap();
-    let mut all = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        all.add_partition_offset(TOPIC, partition, Offset::Beginning).unwrap();
-    }
-    consumer.assign(&all).unwrap();
-    let deadline = Instant::now() + Duration::from_mins(1);
-    let (mut unseen, mut overtaken) = (acknowledged.clone(), HashSet::new());
-    let mut furthest = BTreeMap::new();
-    while !unseen.is_empty() {
-        assert!(Instant::now() < deadline, "{} acknowledged events are not in the topic", unseen.len());
-        let Some(Ok(message)) = consumer.poll(REST) else { continue };
-        let furthest = furthest.entry(message.partition()).or_insert((0, 0));
-        for line in message.payload().unwrap().split(|byte| *byte == b'\n') {
-            let (event, origin) = row::read_json(line).unwrap();
-            let place = (origin.wal_seq, origin.wal_ordinal);
-            if unseen.remove(&event.event_id.0) && place < *furthest {
-                overtaken.insert(event.event_id.0);
-            }
-            *furthest = place.max(*furthest);
-        }
-    }
-    overtaken
+    let seen = read_partitions(brokers, TOPIC, PARTITIONS, until_held(acknowledged.len()));
+    let kept: HashSet<Uuid> = deduplicated(&seen).0.into_iter().map(|event| event.0).collect();
+    acknowledged.difference(&kept).copied().collect()
 }
 
 /// Not among them: those by which a broker says that a message is too large (it then goes to the dead letters), and

@@ -18,10 +18,10 @@ use rdkafka::{
     metadata::MetadataTopic,
 };
 
-use super::{Carries, Settings, topic::Quiet};
+use super::{Settings, message, topic::Quiet};
 use crate::{
     ids::EventId,
-    row::{self, Origin, Row, Sighted},
+    row::{self, Origin, Sighted},
 };
 
 /// How long the broker may take to answer one question.
@@ -75,8 +75,9 @@ pub fn find(
     if !client.begin_at(since)? {
         return Ok(None);
     }
-    let text = event.0.hyphenated().to_string();
-    let finder = Finder::new(text.as_bytes());
+    let (text, mut binary) = (event.0.hyphenated().to_string(), Vec::new());
+    row::write_uuid_binary(event.0, &mut binary);
+    let finders = [text.as_bytes(), &binary].map(Finder::new);
     let mut found = Vec::new();
     let (mut heard, mut said, mut messages) = (Instant::now(), Instant::now(), 0_u64);
     while !client.open.is_empty() && heard.elapsed() < SILENCE {
@@ -105,35 +106,20 @@ pub fn find(
             continue;
         }
         let payload = message.payload().unwrap_or_default();
-        if finder.find(payload).is_none() {
+        if finders.iter().all(|finder| finder.find(payload).is_none()) {
             continue;
         }
         let place = (u32::try_from(message.partition()), u64::try_from(message.offset()));
         let (Ok(partition), Ok(offset)) = place else { continue };
-        for line in payload.split(|byte| *byte == b'\n') {
-            if let Some((row, origin)) = read(settings.carries, line, event) {
+        // What is no row of this engine is of nobody.
+        for (row, origin) in message::entries(payload).filter_map(|(_, entry)| entry.decode(settings.carries)) {
+            if row.event_id() == event {
+                let row = Sighted::of(&row);
                 found.push(InTopic { row, origin, topic: settings.topic.clone(), partition, offset });
             }
         }
     }
     Ok(Some(Searched { found, unread: client.open }))
-}
-
-/// What `line` says, if it is of `event`. What is no row of this engine is of nobody.
-fn read(carries: Carries, line: &[u8], event: EventId) -> Option<(Sighted, Origin)> {
-    let (row, origin, id) = match carries {
-        Carries::Events => {
-            let (row, origin) = row::read_json(line).ok()?;
-            let id = row.event_id;
-            (Row::Event(row), origin, id)
-        }
-        Carries::Parked => {
-            let (row, origin) = row::read_parked_json(line).ok()?;
-            let id = row.event_id;
-            (Row::Parked(row), origin, id)
-        }
-    };
-    (id == event).then(|| (Sighted::of(&row), origin))
 }
 
 struct Client<'a> {

@@ -20,6 +20,7 @@
 
 mod context;
 pub mod find;
+pub mod message;
 pub mod partitioner;
 pub mod source;
 mod status;
@@ -32,12 +33,13 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 use thiserror::Error;
 
 pub(crate) use context::ClientEvents;
+pub use message::Format;
 pub(crate) use status::{Severity, Status};
 pub use topic::exists;
 pub(crate) use topic::{TopicWatch, watch};
 pub(crate) use unread::{Unread, UnreadRow, unread};
 
-/// Room that a message's headers and framing take beside its value.
+/// Room that a message's headers and framing take beside its rows.
 pub(crate) const MESSAGE_OVERHEAD: usize = 512;
 
 /// Properties that the operator cannot change, because a guarantee rests on each of them; aliases included.
@@ -114,6 +116,8 @@ pub struct Settings {
     pub create_topic: bool,
     /// Most rows in one message. One message is never split between two inserts.
     pub batch_size: usize,
+    /// How rows are written into the topic of events; both are read.
+    pub format: Format,
     /// Most bytes of one message, headers included. A row above it goes to the dead letters.
     pub max_message_bytes: usize,
     /// `none`, `lz4`, `zstd`, `snappy` or `gzip`.
@@ -148,6 +152,7 @@ impl Default for Settings {
             retention: Duration::from_hours(14 * 24),
             create_topic: true,
             batch_size: 1000,
+            format: Format::Binary,
             // Kafka's own default limit is 1,048,588 bytes for a compressed batch.
             max_message_bytes: 1_000_000,
             compression: "lz4".into(),
@@ -235,8 +240,9 @@ impl Settings {
     pub(crate) fn producer_config(&self) -> ClientConfig {
         let mut config = self.client_config();
         let defaults = [
-            // Messages of one partition that become ready together share a request.
-            ("linger.ms", "5".to_owned()),
+            // Messages of one partition that become ready together share a request. Each costs a round of librdkafka and of
+            // the broker: with 5 ms instead a million events cost 0.5 CPU seconds more.
+            ("linger.ms", "25".to_owned()),
             // The relay itself bounds what is in flight, by bytes; these only must not bite first.
             ("queue.buffering.max.messages", "0".to_owned()),
             ("queue.buffering.max.kbytes", (self.in_flight_bytes / 512).clamp(1 << 10, 2_000_000).to_string()),

@@ -14,11 +14,8 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use super::{Carries, Settings, topic::Quiet};
-use crate::{
-    ids::TenantId,
-    row::{self, Origin},
-};
+use super::{Carries, Settings, message, topic::Quiet};
+use crate::{ids::TenantId, row::Origin};
 
 /// How long the broker may take to answer a question.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -138,14 +135,9 @@ fn take(message: &impl Message, unread: &mut Unread) {
         let since_ms = unread.since_ms.entry(partition).or_insert(at_ms);
         *since_ms = at_ms.min(*since_ms);
     }
-    for line in message.payload().unwrap_or_default().split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        // What is no row of ours goes to the dead letters and was never in the books.
-        let row = match unread.carries {
-            Carries::Events => row::read_json(line).map(|(event, origin)| (event.tenant_id, origin)),
-            Carries::Parked => row::read_parked_json(line).map(|(parked, origin)| (parked.tenant_id, origin)),
-        };
-        if let Ok((tenant, origin)) = row {
-            unread.rows.push(UnreadRow { partition, tenant, origin });
-        }
+    // What is no row of ours goes to the dead letters and was never in the books.
+    let entries = message::entries(message.payload().unwrap_or_default());
+    for (row, origin) in entries.filter_map(|(_, entry)| entry.decode(unread.carries)) {
+        unread.rows.push(UnreadRow { partition, tenant: row.tenant_id(), origin });
     }
 }

@@ -271,6 +271,15 @@ choice! {
     }
 }
 choice! {
+    /// How events are written into the topic.
+    TopicFormat {
+        /// As the log keeps them.
+        Binary = "binary",
+        /// As JSON, for whoever else reads the topic.
+        Json = "json",
+    }
+}
+choice! {
     /// Compression of broker messages, by librdkafka's names.
     BrokerCompression {
         /// LZ4.

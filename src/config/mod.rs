@@ -55,7 +55,8 @@ use std::{
 pub use compound::Roles;
 pub use error::{ConfigError, ConfigErrors, Origin, Problem, Warning};
 pub use kinds::{
-    BrokerCompression, ClickHouseCompression, Durability, Isolation, LogFormat, Migrate, Secret, Tier, WalCodec,
+    BrokerCompression, ClickHouseCompression, Durability, Isolation, LogFormat, Migrate, Secret, Tier, TopicFormat,
+    WalCodec,
 };
 pub use quota::TenantQuota;
 pub use schema::{

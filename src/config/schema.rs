@@ -18,7 +18,7 @@ use super::{
     kinds::{
         BrokerCompression, Bytes, ClickHouseCompression, Durability, FilePath, Flag, Host, Interval, Isolation, Kind,
         Listen, LogFilter, LogFormat, Migrate, OptionalInterval, OptionalPath, Ratio, RetentionText, Secret,
-        SecretText, SegmentBytes, Text, WalCodec, Whole,
+        SecretText, SegmentBytes, Text, TopicFormat, WalCodec, Whole,
     },
     plugins::{PluginNames, PluginTables, Sha256Sums},
     quota::{ByteBurst, ByteRate, EventBurst, EventRate, MonthlyEvents},
@@ -256,6 +256,8 @@ schema! {
         min_insync_replicas: i32 = Whole<i32, 1, 1000>;
         /// How long the broker keeps a message.
         retention: Duration = Interval<1000>;
+        /// How events are written into the topic.
+        format: TopicFormat = TopicFormat;
         /// Most events in one message.
         batch_size: usize = Whole<usize, 1, 1_000_000>;
         /// Most bytes in one message.

@@ -51,7 +51,7 @@ impl Stage {
 pub enum Form {
     /// The compressed content of a record of the log, which cannot be unpacked.
     Record,
-    /// What was in a record, from the first row on whose length does not add up.
+    /// What was in a record or in a message, from the first row on whose length does not add up.
     Rows,
     /// A row as the log keeps it.
     Row,
@@ -59,6 +59,8 @@ pub enum Form {
     Event,
     /// A row of an insert into `parked_events`.
     Parked,
+    /// A row of a message in the topic of events: as the log keeps it, with its origin.
+    TopicRow,
     /// A line of a message in the topic of events.
     Line,
     /// A line of a message in the topic of parked events.
@@ -76,6 +78,7 @@ impl Form {
             Self::Row => "row",
             Self::Event => "event",
             Self::Parked => "parked",
+            Self::TopicRow => "topic_row",
             Self::Line => "line",
             Self::ParkedLine => "parked_line",
             Self::Sent => "sent",
@@ -135,6 +138,7 @@ impl About {
             Form::Row => row::decode(bytes).ok().map(|row| of_row(&row, None)),
             Form::Event => of_insert(Table::Events, bytes),
             Form::Parked => of_insert(Table::Parked, bytes),
+            Form::TopicRow => row::decode_carried(bytes).ok().map(|(event, origin)| Self::event(&event, Some(&origin))),
             Form::Line => row::read_json(bytes).ok().map(|(event, origin)| Self::event(&event, Some(&origin))),
             Form::ParkedLine => {
                 row::read_parked_json(bytes).ok().map(|(parked, origin)| Self::parked(&parked, Some(&origin)))

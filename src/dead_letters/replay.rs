@@ -198,12 +198,16 @@ pub(super) fn event_of(entry: &Entry) -> Result<Event, String> {
     let form = Form::named(&entry.form).ok_or_else(|| format!("its form, {:?}, is not known", entry.form))?;
     let no_row = |error: &dyn std::error::Error| format!("it is no event: {}", chain(error));
     match form {
-        Form::Record | Form::Rows => Err("it is no event: what is left of a damaged record".to_owned()),
+        Form::Record | Form::Rows => Err("it is no event: what is left of a damaged record or message".to_owned()),
         Form::Row => event_of_row(&row::decode(&bytes).map_err(|error| no_row(&error))?),
         Form::Event | Form::Parked => {
             let table = if form == Form::Event { Table::Events } else { Table::Parked };
             let read = row::read_insert_row(table, &mut &bytes[..]);
             event_of_row(&read.map_err(|error| no_row(&error))?.0)
+        }
+        Form::TopicRow => {
+            let (event, _) = row::decode_carried(&bytes).map_err(|error| no_row(&error))?;
+            of_event(&event).map_err(|error| no_row(&error))
         }
         Form::Line => {
             let (event, _) = row::read_json(&bytes).map_err(|error| no_row(&error))?;
@@ -350,11 +354,14 @@ mod tests {
             let mut encoded = Vec::new();
             row::encode(&row, &mut encoded);
             let origin = Origin { wal_id: WalId(TENANT), wal_seq: 3, wal_ordinal: 1, relayed_at_ms: 5 };
-            let (mut insert, mut line) = (Vec::new(), Vec::new());
+            let (mut insert, mut line, mut carried) = (Vec::new(), Vec::new(), Vec::new());
             let position = Position { topic: "t".into(), partition: 0, offset: 3 };
             row::write_insert_row(&encoded, &origin, &position, &mut insert).unwrap();
             row::write_json(&row, &origin, &mut line);
-            for (form, bytes) in [(Form::Row, &encoded), (Form::Event, &insert), (Form::Line, &line)] {
+            row::write_carried(&encoded, &origin, &mut carried);
+            for (form, bytes) in
+                [(Form::Row, &encoded), (Form::Event, &insert), (Form::TopicRow, &carried), (Form::Line, &line)]
+            {
                 let entry = letter(form, bytes);
                 assert_eq!((entry.tenant_id, entry.event_id), (TENANT, row.event_id.0), "{form:?}");
                 let event = event_of(&entry).unwrap();
@@ -371,6 +378,7 @@ mod tests {
             (Form::Record, &b"x"[..]),
             (Form::Rows, b"x"),
             (Form::Row, b"\x63"),
+            (Form::TopicRow, b"\x63"),
             (Form::Line, b"{\"half\":"),
             (Form::ParkedLine, b"\xff"),
             (Form::Sent, b"[1]"),

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! # What a message is
-//! Rows that share a partition, as newline-separated JSON (`JSONEachRow`), at most [`Settings::batch_size`] of them and
-//! [`Settings::max_message_bytes`] bytes; of one record, or of several that follow each other and were waiting together.
-//! Its key is null, its partition is set. Each row says itself where it comes from (`wal_id`, `wal_seq`, `wal_ordinal`).
+//! Rows that share a partition, in binary or as newline-separated JSON ([`crate::broker::message`]), at most
+//! [`Settings::batch_size`] of them and [`Settings::max_message_bytes`] bytes; of one record, or of several that follow each
+//! other and were waiting together. Its key is null, its partition is set. Each row says itself where it comes from
+//! (`wal_id`, `wal_seq`, `wal_ordinal`).
 //!
 //! ```text
 //! headers   wal_id       the opening of the log that wrote the records (UUID)
@@ -18,7 +19,7 @@
 //!           rows         number of rows
 //! ```
 //!
-//! Parked events ([`crate::row::ParkedRow`]) of a record are messages of the same shape in a topic of their own,
+//! Parked events ([`crate::row::ParkedRow`]) of a record are messages of the same shape, of JSON, in a topic of their own,
 //! `<topic>.parked`, partition 0: the topic of events is read by others, and a parked event may hold what its plugin
 //! would have removed. That topic is asked for when the first parked event is to be sent, and not before. A record leaves
 //! the log when its messages of both topics are acknowledged.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,6 +31,9 @@ use crate::{
 /// Most records read at once and sent together, and most bytes of them as they are in the log.
 const READ_RECORDS: usize = 64;
 const READ_BYTES: usize = 1 << 20;
+/// Most payloads that are kept for the next messages: those of the partitions that a broker usually has, a few hundred
+/// kilobytes together.
+const SPARE: usize = 16;
 /// A wait looks around this often even if nothing is reported.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Without any acknowledgement for this long, while messages wait, the broker counts as down.
@@ -113,6 +117,8 @@ pub(super) struct Worker {
     /// How long this producer may go without an acknowledgement before it is replaced.
     stalled_after: Duration,
     raw: Vec<u8>,
+    /// Payloads of messages that were handed over, for the next ones.
+    spare: Vec<Vec<u8>>,
 }
 
 impl Worker {
@@ -134,6 +140,7 @@ impl Worker {
             lag: Lag::default(),
             stalled_after: STALLED,
             raw: Vec::new(),
+            spare: Vec::new(),
         })
     }
 
@@ -230,7 +237,8 @@ impl Worker {
         let alone = self.too_large.get(&first.seq).is_some_and(|too_large| too_large.alone);
         let settings = &self.relay.settings;
         let rows = if alone { 1 } else { settings.batch_size.max(1) };
-        let mut grouping = Grouping::new(MessageLimits { rows, bytes: settings.max_message_bytes });
+        let limits = MessageLimits { format: settings.format, rows, bytes: settings.max_message_bytes };
+        let mut grouping = Grouping::new(limits, mem::take(&mut self.spare));
         for record in records {
             for refused in self.group(record, &mut grouping) {
                 self.keep_letter(record, &refused)?;
@@ -258,6 +266,7 @@ impl Worker {
                 }
             }
         }
+        self.spare.extend(messages.into_iter().map(|message| message.payload).take(SPARE));
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 //!
 //! An event is parsed once, at the front, and encoded once, into ClickHouse's own
 //! [`RowBinary`](https://clickhouse.com/docs/interfaces/formats/RowBinary), so that on one node the sink copies bytes:
-//! the row from the log, then its provenance. Through a broker the same row travels as JSON, because a topic is also
-//! read by others; the sink turns it back into RowBinary.
+//! the row from the log, then its provenance. Through a broker the same bytes travel, or, where a topic is read by others
+//! too, the row as JSON, which the sink turns back into RowBinary.
 //!
 //! ```text
 //! in the log    layout (1 byte) | columns, RowBinary, in the order of EVENT_COLUMNS (1) or PARKED_COLUMNS (2)
-//! in a topic    one JSON object a line: event columns that are not empty, and the origin
+//! in a topic    layout | columns | wal_id wal_seq wal_ordinal relayed_at; or one JSON object a line: event columns that are
+//!               not empty, and the origin
 //! in an insert  columns | wal_id wal_seq wal_ordinal relayed_at | topic partition offset
 //! ```
 //!
@@ -20,6 +21,7 @@
 //! - What this is not: a general serialisation. It knows two tables.
 
 mod binary;
+mod carried;
 mod columns;
 mod json;
 mod line;
@@ -29,6 +31,7 @@ mod sighted;
 
 use binary::ColumnValue as _;
 pub use binary::{BinaryError, Json, Text, write_bytes_binary, write_uuid_binary};
+pub use carried::{Carried, carried_len, decode_carried, read_carried, write_carried, write_partition_key_of_encoded};
 pub use columns::{
     EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Place, Position,
 };
@@ -76,6 +79,14 @@ impl Row<'_> {
         match self {
             Self::Event(event) => event.tenant_id,
             Self::Parked(parked) => parked.tenant_id,
+        }
+    }
+
+    /// Which event it is.
+    pub fn event_id(&self) -> EventId {
+        match self {
+            Self::Event(event) => event.event_id,
+            Self::Parked(parked) => parked.event_id,
         }
     }
 
@@ -256,12 +267,17 @@ pub fn write_insert_row(
 /// Writes the key that decides an event's partition: `tenant:session`, else the user, else the anonymous id, else the
 /// event's own id, so that everything of one session stays in order in one partition.
 pub fn write_partition_key(row: &EventRow<'_>, key: &mut Vec<u8>) {
-    write_uuid(row.tenant_id.0, key);
+    let owners = [&row.session_id, &row.user_id, &row.anonymous_id].map(|owner| Text::from(&**owner));
+    write_partition_key_of(row.tenant_id, row.event_id, &owners, key);
+}
+
+/// As [`write_partition_key`], of an event whose session, user and anonymous id are `owners`.
+fn write_partition_key_of(tenant_id: TenantId, event_id: EventId, owners: &[Text<'_>], key: &mut Vec<u8>) {
+    write_uuid(tenant_id.0, key);
     key.push(b':');
-    let owner = [&row.session_id, &row.user_id, &row.anonymous_id].into_iter().find(|id| !id.is_empty());
-    match owner {
+    match owners.iter().find(|id| !id.is_empty()) {
         Some(id) => key.extend_from_slice(id.as_bytes()),
-        None => write_uuid(row.event_id.0, key),
+        None => write_uuid(event_id.0, key),
     }
 }
 

@@ -639,12 +639,14 @@ impl Pieces {
     }
 }
 
-/// The rows of `body`, which [`super::write_insert_row`] wrote for `table`, by column.
+/// The rows of `parts`, each of which [`super::write_insert_row`] wrote for `table`, by column.
 ///
 /// # Errors
-/// [`BinaryError`] when `body` is not that.
-pub fn by_column(table: Table, body: &[u8]) -> Result<Columns, BinaryError> {
+/// [`BinaryError`] when a part is not that.
+pub fn by_column<'a>(table: Table, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<Columns, BinaryError> {
     let mut filler = Filler::new(table);
-    filler.push_rows(body)?;
+    for part in parts {
+        filler.push_rows(part)?;
+    }
     Ok(filler.finish())
 }

@@ -298,7 +298,7 @@ fn survives_as_columns(rows: &[EventRow<'_>]) {
     assert_eq!(columns.by_row(usize::MAX), body);
     assert_eq!(columns.by_row(2), body[..ends[1]]);
     let native = |columns: &Columns| columns.native().into_iter().flat_map(Piece::into_bytes).collect::<Vec<u8>>();
-    assert_eq!(native(&columns), native(&by_column(Table::Events, &body).unwrap()));
+    assert_eq!(native(&columns), native(&by_column(Table::Events, [&body[..]]).unwrap()));
 }
 
 /// Indices of one, two and four bytes, and runs of one row and of many.
@@ -325,7 +325,7 @@ fn parked_rows_survive_as_columns() {
     write_insert_row(&encoded, &origin(), &position, &mut body).unwrap();
     assert_eq!(filler.finish().by_row(usize::MAX), body);
     body.push(1);
-    assert_eq!(by_column(Table::Released, &body).unwrap().by_row(usize::MAX), body);
+    assert_eq!(by_column(Table::Released, [&body[..]]).unwrap().by_row(usize::MAX), body);
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn what_is_not_a_row_is_no_columns() {
     let position = Position { topic: "wal".into(), partition: 0, offset: 0 };
     write_insert_row(&encoded, &origin(), &position, &mut body).unwrap();
     for cut in 1..body.len() {
-        assert!(matches!(by_column(Table::Events, &body[..cut]), Err(BinaryError::Truncated { .. })), "{cut}");
+        assert!(matches!(by_column(Table::Events, [&body[..cut]]), Err(BinaryError::Truncated { .. })), "{cut}");
     }
     encoded.push(0);
     let error = Filler::new(Table::Events).push(&encoded, &origin(), &position).unwrap_err();

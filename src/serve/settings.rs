@@ -250,6 +250,10 @@ pub(super) fn broker(config: &Config) -> broker::Settings {
         min_insync_replicas: settings.min_insync_replicas.unsigned_abs(),
         retention: settings.retention,
         create_topic: settings.create_topic,
+        format: match settings.format {
+            config::TopicFormat::Binary => broker::Format::Binary,
+            config::TopicFormat::Json => broker::Format::Json,
+        },
         batch_size: settings.batch_size,
         max_message_bytes: size(settings.max_message_bytes),
         compression: settings.compression.as_str().to_owned(),

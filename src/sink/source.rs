@@ -66,12 +66,23 @@ impl fmt::Display for RangeId {
 pub enum Rows {
     /// One after the other, as [`crate::row::write_insert_row`] encodes them.
     ByRow(Bytes),
+    /// The same, as the messages of a topic brought them.
+    InParts(Arc<[Part]>),
     /// As an insert carries them.
     ByColumn(Arc<Columns>),
 }
 
+/// Some of the rows that follow each other.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// How many.
+    pub rows: usize,
+    /// One after the other.
+    pub body: Bytes,
+}
+
 impl Rows {
-    /// One after the other. Costs a copy if they are by column.
+    /// One after the other. Costs a copy if they are in parts or by column.
     pub fn by_row(&self) -> Bytes {
         self.first(usize::MAX)
     }
@@ -80,6 +91,15 @@ impl Rows {
     pub fn first(&self, least: usize) -> Bytes {
         match self {
             Self::ByRow(body) => body.clone(),
+            Self::InParts(parts) => {
+                let mut before = 0;
+                let first = parts.iter().take_while(|part| {
+                    let wanted = before < least;
+                    before += part.rows;
+                    wanted
+                });
+                first.map(|part| &part.body[..]).collect::<Vec<_>>().concat().into()
+            }
             Self::ByColumn(columns) => columns.by_row(least).into(),
         }
     }
@@ -90,7 +110,8 @@ impl Rows {
     /// [`BinaryError`] when they are no rows of this table.
     pub fn native(&self, table: Table) -> Result<Vec<Piece>, BinaryError> {
         match self {
-            Self::ByRow(body) => Ok(row::by_column(table, body)?.native()),
+            Self::ByRow(body) => Ok(row::by_column(table, [&body[..]])?.native()),
+            Self::InParts(parts) => Ok(row::by_column(table, parts.iter().map(|part| &part.body[..]))?.native()),
             Self::ByColumn(columns) => Ok(columns.native()),
         }
     }
@@ -105,6 +126,12 @@ impl Default for Rows {
 impl From<Bytes> for Rows {
     fn from(body: Bytes) -> Self {
         Self::ByRow(body)
+    }
+}
+
+impl From<Vec<Part>> for Rows {
+    fn from(parts: Vec<Part>) -> Self {
+        Self::InParts(parts.into())
     }
 }
 

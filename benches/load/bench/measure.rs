@@ -95,7 +95,8 @@ async fn end_to_end(options: &Options, build: &Path, sink: Sink) -> anyhow::Resu
     rig.start_engine().await?;
     let clickhouse = Arc::new(rig.clickhouse()?);
     let engine = rig.engine().context("no engine")?;
-    let load = Load { duration: UNTIL_STOPPED, backlog: options.backlog, ..load_of(options, 100) };
+    let backlog = if sink == Sink::Broker { options.broker_backlog } else { options.backlog };
+    let load = Load { duration: UNTIL_STOPPED, backlog, ..load_of(options, 100) };
     let before = Cpu::now(Some(engine));
     let mut sending = Sending::start(Plan::new(rig.api, load));
     let plan = Arc::clone(&sending.plan);

@@ -44,9 +44,12 @@ pub struct Options {
     /// Events a second where the load has a rate
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub rate: u64,
-    /// Most events that are acknowledged and not stored, end to end
+    /// Most events that are acknowledged and not stored, end to end, embedded
     #[arg(long, default_value_t = 250_000)]
     pub backlog: u64,
+    /// The same through a broker, where the rows of each partition wait for an insert of their own
+    #[arg(long, default_value_t = 400_000)]
+    pub broker_backlog: u64,
     /// Seconds of load before an end-to-end measurement begins
     #[arg(long, default_value_t = 3)]
     pub warm_up: u64,

@@ -197,6 +197,7 @@ pub fn json(options: &Options, machine: &[(&'static str, String)], results: &[Re
             "outage_seconds": options.outage,
             "wal_bytes": options.wal_bytes,
             "backlog": options.backlog,
+            "broker_backlog": options.broker_backlog,
         },
         "rows": ROWS.iter().filter_map(|row| row_json(row, results)).collect::<Vec<_>>(),
         "limits": LIMITS.iter().filter_map(|row| row_json(row, results)).collect::<Vec<_>>(),

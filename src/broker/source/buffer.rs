@@ -4,10 +4,15 @@ use std::{collections::VecDeque, time::Instant};
 
 use super::repeats::Marks;
 use crate::{
-    broker::Carries,
+    broker::{
+        Carries,
+        message::{self, Entry},
+    },
+    dead_letters::Form,
+    error_chain::chain,
     ids::WalId,
     row::{self, Origin, Position},
-    sink::source::RangeLimits,
+    sink::source::{Part, RangeLimits},
 };
 
 /// One message, decoded.
@@ -27,18 +32,20 @@ pub(super) struct Piece {
     letters: Vec<Letter>,
 }
 
-/// A line that is no row.
+/// What is no row.
 #[derive(Debug)]
 pub(super) struct Letter {
     pub(super) offset: u64,
-    /// Which line of the message, from 0.
+    /// Which row or line of the message, from 0.
     pub(super) line: usize,
     pub(super) reason: String,
+    /// What `bytes` are.
+    pub(super) form: Form,
     pub(super) bytes: Vec<u8>,
 }
 
 impl Piece {
-    /// Decodes a message: every line on its own, so that a bad one costs no good one.
+    /// Reads a message: every row on its own, so that a bad one costs no good one.
     pub(super) fn decode(
         carries: Carries,
         topic: &str,
@@ -60,46 +67,62 @@ impl Piece {
         };
         let Some(payload) = payload else {
             let reason = "the message has no value".to_owned();
-            piece.letters.push(Letter { offset, line: 0, reason, bytes: Vec::new() });
+            let form = match carries {
+                Carries::Events => Form::Line,
+                Carries::Parked => Form::ParkedLine,
+            };
+            piece.letters.push(Letter { offset, line: 0, reason, form, bytes: Vec::new() });
             return piece;
         };
-        // A row is about as long in binary as its columns' values are in JSON, so this rarely grows.
-        piece.body.reserve(payload.len());
-        let position = Position { topic: topic.into(), partition, offset };
-        let mut encoded = Vec::with_capacity(1 << 10);
-        for (number, line) in payload.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-            let mut letter = |reason| piece.letters.push(Letter { offset, line: number, reason, bytes: line.to_vec() });
-            encoded.clear();
-            let read = match carries {
-                Carries::Events => row::read_json(line).map(|(event, origin)| {
-                    row::encode(&event, &mut encoded);
-                    (event.received_at_ms, event.expires_at, origin)
-                }),
-                Carries::Parked => row::read_parked_json(line).map(|(parked, origin)| {
-                    row::encode_parked(&parked, &mut encoded);
-                    (parked.received_at_ms, parked.expires_at, origin)
-                }),
-            };
-            let (received_at_ms, expires_at, origin) = match read {
-                Ok(read) => read,
-                Err(error) => {
-                    letter(crate::error_chain::chain(&error));
-                    continue;
-                }
-            };
-            if let Err(error) = row::write_insert_row(&encoded, &origin, &position, &mut piece.body) {
-                letter(crate::error_chain::chain(&error));
-                continue;
-            }
-            piece.rows += 1;
-            piece.origins.push((origin, piece.body.len()));
-            piece.oldest_received_at_ms = piece.oldest_received_at_ms.min(received_at_ms);
-            piece.newest_received_at_ms = piece.newest_received_at_ms.max(received_at_ms);
-            if !piece.expiries.contains(&expires_at) {
-                piece.expiries.push(expires_at);
+        let mut position = Vec::new();
+        Position { topic: topic.into(), partition, offset }.write_binary(&mut position);
+        piece.body.reserve(message::insert_len(payload, position.len()));
+        for (line, entry) in message::entries(payload) {
+            if let Err((form, reason)) = piece.take(carries, entry, &position) {
+                let (Entry::Row(bytes) | Entry::Line(bytes) | Entry::Rest(bytes)) = entry;
+                piece.letters.push(Letter { offset, line, reason, form, bytes: bytes.to_vec() });
             }
         }
         piece
+    }
+
+    /// Appends a row as an insert has it; or says what it is instead, and why.
+    fn take(&mut self, carries: Carries, entry: Entry<'_>, position: &[u8]) -> Result<(), (Form, String)> {
+        let (received_at_ms, expires_at, origin) = match (entry, carries) {
+            (Entry::Row(bytes), Carries::Events) => {
+                let carried = row::read_carried(bytes).map_err(|error| (Form::TopicRow, chain(&error)))?;
+                self.body.extend_from_slice(carried.columns);
+                (carried.received_at_ms, carried.expires_at, carried.origin)
+            }
+            (Entry::Line(line), Carries::Events) => {
+                let (event, origin) = row::read_json(line).map_err(|error| (Form::Line, chain(&error)))?;
+                event.write_binary(&mut self.body);
+                origin.write_binary(&mut self.body);
+                (event.received_at_ms, event.expires_at, origin)
+            }
+            (Entry::Line(line), Carries::Parked) => {
+                let (parked, origin) =
+                    row::read_parked_json(line).map_err(|error| (Form::ParkedLine, chain(&error)))?;
+                parked.write_binary(&mut self.body);
+                origin.write_binary(&mut self.body);
+                (parked.received_at_ms, parked.expires_at, origin)
+            }
+            (Entry::Row(_), Carries::Parked) => {
+                return Err((Form::TopicRow, "a topic of parked events carries lines of JSON".to_owned()));
+            }
+            (Entry::Rest(_), _) => {
+                return Err((Form::Rows, "the lengths of the message's rows do not add up".to_owned()));
+            }
+        };
+        self.body.extend_from_slice(position);
+        self.rows += 1;
+        self.origins.push((origin, self.body.len()));
+        self.oldest_received_at_ms = self.oldest_received_at_ms.min(received_at_ms);
+        self.newest_received_at_ms = self.newest_received_at_ms.max(received_at_ms);
+        if !self.expiries.contains(&expires_at) {
+            self.expiries.push(expires_at);
+        }
+        Ok(())
     }
 
     /// A checksum of where its first row comes from.
@@ -119,17 +142,22 @@ impl Piece {
             .filter(move |wal_id| last.replace(*wal_id) != Some(*wal_id))
     }
 
-    /// Appends the rows that are new to `body`; gives how many these are.
-    fn append_new(&self, marks: &mut Marks, body: &mut Vec<u8>) -> usize {
+    /// The rows that are new. Copies only if some are not, which is rare.
+    fn new_rows(self, marks: &mut Marks) -> Part {
         let (mut start, mut rows) = (0, 0);
+        let mut kept: Option<Vec<u8>> = None;
         for (origin, end) in &self.origins {
             if marks.is_new(origin) {
-                body.extend_from_slice(self.body.get(start..*end).unwrap_or_default());
                 rows += 1;
+                if let Some(kept) = &mut kept {
+                    kept.extend_from_slice(self.body.get(start..*end).unwrap_or_default());
+                }
+            } else if kept.is_none() {
+                kept = self.body.get(..start).map(<[u8]>::to_vec);
             }
             start = *end;
         }
-        rows
+        Part { rows, body: kept.unwrap_or(self.body).into() }
     }
 
     /// Memory that the piece takes, in bytes.
@@ -147,13 +175,13 @@ pub(super) struct Block {
     pub(super) first: u64,
     pub(super) last: u64,
     pub(super) rows: usize,
-    pub(super) body: Vec<u8>,
+    pub(super) parts: Vec<Part>,
     pub(super) oldest_received_at_ms: i64,
     pub(super) newest_received_at_ms: i64,
     pub(super) first_expiry: u32,
     /// It was recorded by an earlier owner of the partition.
     pub(super) replayed: bool,
-    /// Rows that were read before, and are not in `body`.
+    /// Rows that were read before, and are not in `parts`.
     pub(super) repeats: usize,
     /// Tells the range from one of the same offsets of a topic that was made anew.
     pub(super) mark: u32,
@@ -265,12 +293,11 @@ impl Buffer {
     pub(super) fn take(&mut self, count: usize, limits: &RangeLimits, marks: &mut Marks) -> Option<Block> {
         let count = count.min(self.pieces.len());
         let first = self.pieces.front()?.offset;
-        let body = self.pieces.iter().take(count).map(|piece| piece.body.len()).sum();
         let mut block = Block {
             first,
             last: first,
             rows: 0,
-            body: Vec::with_capacity(body),
+            parts: Vec::with_capacity(count),
             oldest_received_at_ms: i64::MAX,
             newest_received_at_ms: i64::MIN,
             first_expiry: row::EXPIRES_NEVER,
@@ -282,7 +309,7 @@ impl Buffer {
             size: 0,
         };
         let mut read = 0;
-        for piece in self.pieces.drain(..count) {
+        for mut piece in self.pieces.drain(..count) {
             block.size += piece.size();
             block.last = piece.offset;
             read += piece.rows;
@@ -291,11 +318,13 @@ impl Buffer {
                     block.logs.push(log);
                 }
             }
-            block.rows += piece.append_new(marks, &mut block.body);
             block.oldest_received_at_ms = block.oldest_received_at_ms.min(piece.oldest_received_at_ms);
             block.newest_received_at_ms = block.newest_received_at_ms.max(piece.newest_received_at_ms);
             block.first_expiry = piece.expiries.iter().copied().fold(block.first_expiry, u32::min);
-            block.letters.extend(piece.letters);
+            block.letters.append(&mut piece.letters);
+            let part = piece.new_rows(marks);
+            block.rows += part.rows;
+            block.parts.push(part);
         }
         block.repeats = read - block.rows;
         self.rows -= read;

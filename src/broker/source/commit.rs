@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use parking_lot::MutexGuard;
 use rdkafka::{
     Offset, TopicPartitionList,
@@ -26,7 +25,7 @@ use super::{
 use crate::{
     broker::{Carries, Settings, Severity},
     clickhouse::QueryError,
-    dead_letters::{self, DeadLetter, Form, MessageLine},
+    dead_letters::{self, DeadLetter, MessageLine},
     error_chain::chain,
     ids::WalId,
     sink::source::{Beside, Block as RowBlock, Range, RangeId},
@@ -309,10 +308,6 @@ impl Committer {
     /// Writes what could not be decoded to the dead letters, before its offsets can pass.
     fn keep_letters(&mut self) {
         let topic = &self.shared.settings.topic;
-        let form = match self.shared.settings.carries {
-            Carries::Events => Form::Line,
-            Carries::Parked => Form::ParkedLine,
-        };
         for (id, prepared) in self.prepared.iter_mut().filter(|(_, prepared)| !prepared.letters_kept) {
             let letters: Vec<DeadLetter<'_>> = prepared
                 .block
@@ -321,7 +316,7 @@ impl Committer {
                 .map(|letter| DeadLetter {
                     stage: dead_letters::Stage::Source,
                     reason: letter.reason.clone(),
-                    form,
+                    form: letter.form,
                     bytes: &letter.bytes,
                     origin: None,
                     message: Some(MessageLine {
@@ -432,7 +427,7 @@ impl Committer {
                 continue;
             }
             partition.stage = Stage::Given { first: block.first, last: block.last };
-            let block_of_rows = RowBlock { rows: block.rows, body: Bytes::from(block.body).into() };
+            let block_of_rows = RowBlock { rows: block.rows, body: block.parts.into() };
             let (events, parked) = match shared.settings.carries {
                 Carries::Events => (block_of_rows, RowBlock::default()),
                 Carries::Parked => (RowBlock::default(), block_of_rows),

@@ -333,7 +333,7 @@ impl World {
                     mark: Some(block.mark),
                 },
                 rows: block.rows,
-                body: Bytes::from(block.body).into(),
+                body: block.parts.into(),
                 parked: RowBlock::default(),
                 oldest_received_at_ms: block.oldest_received_at_ms,
                 first_expiry: block.first_expiry,

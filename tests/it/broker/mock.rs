@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use ingestion_engine::{
-    broker::Settings,
+    broker::{Format, Settings},
     dead_letters,
     health::State,
     sink::source::{Range, Source},
@@ -16,7 +16,7 @@ use rdkafka::{
 
 use super::rig::{
     EVENTS, Log, PATIENCE, Reading, TOPIC, assert_topic_holds, deduplicated, eventually, limits, read_topic, rows,
-    settings,
+    settings, until_held,
 };
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
@@ -118,6 +118,30 @@ async fn leaders_may_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relays_that_write_json_and_ones_that_write_binary_share_a_topic() {
+    let (_cluster, brokers) = cluster(3);
+    let limits = limits(200, Duration::from_millis(200));
+    let mut reading = Reading::start(settings(&brokers, 3), limits);
+    let (mut json, json_relay) = Log::relayed(Settings { format: Format::Json, ..settings(&brokers, 3) });
+    let (mut binary, binary_relay) = Log::relayed(Settings { format: Format::Binary, ..settings(&brokers, 3) });
+    for _ in 0..10 {
+        json.append(5, 20, 50).await;
+        binary.append(5, 20, 50).await;
+    }
+    let all: BTreeSet<_> = json.events.union(&binary.events).copied().collect();
+    reading.store(&all, false).await;
+    let seen = read_topic(&brokers, 3, until_held(all.len())).await;
+    for (log, is_json) in [(&json, true), (&binary, false)] {
+        let of_log = seen.iter().filter(|message| message.rows.iter().all(|(_, event)| log.events.contains(event)));
+        let events: usize = of_log.inspect(|seen| assert_eq!(seen.is_json, is_json)).map(|seen| seen.rows.len()).sum();
+        assert_eq!(events, log.events.len());
+    }
+    assert!(dead_letters::read_files(&reading.home.path().join("dead-letters")).unwrap().is_empty());
+    json_relay.stop().await;
+    binary_relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_above_the_limit_is_a_dead_letter_and_holds_nothing_up() {
     let (_cluster, brokers) = cluster(3);
     let (mut log, relay) = Log::relayed(Settings { max_message_bytes: 20_000, ..settings(&brokers, 3) });
@@ -129,7 +153,7 @@ async fn a_row_above_the_limit_is_a_dead_letter_and_holds_nothing_up() {
     eventually("all has left the log", || log.is_drained()).await;
     let letters = log.dead_letters();
     assert_eq!(letters.len(), 1);
-    assert_eq!((letters[0].event_id, letters[0].form), (large[0], dead_letters::Form::Line));
+    assert_eq!((letters[0].event_id, letters[0].form), (large[0], dead_letters::Form::TopicRow));
     assert!(
         letters[0].bytes.len() > 30_000 && letters[0].reason.contains("a message has room for"),
         "{}",

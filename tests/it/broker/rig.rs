@@ -7,7 +7,7 @@ use std::{
 };
 
 use ingestion_engine::{
-    broker::{Settings, source::KafkaSource},
+    broker::{Carries, Settings, message, source::KafkaSource},
     dead_letters::{DeadLetters, Letter, Limits, read_files},
     health::{Health, State},
     ids::{EventId, TenantId, WalId, WalSeq},
@@ -274,6 +274,8 @@ pub struct Seen {
     pub wal_id: WalId,
     /// Its rows, each with its record's sequence and its ordinal there.
     pub rows: Vec<((u64, u32), EventId)>,
+    /// As any reader of JSON lines understands it.
+    pub is_json: bool,
 }
 
 /// Reads the whole topic, from the beginning, until `enough` of it was seen.
@@ -311,15 +313,18 @@ pub fn read_partitions(
             .map(|header| (header.key.to_owned(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
             .collect();
         assert!(message.key().is_none());
-        let lines = message.payload().unwrap().split(|byte| *byte == b'\n');
-        let parts: Vec<_> = lines.map(|line| row::read_json(line).unwrap()).collect();
+        let entries = message::entries(message.payload().unwrap());
+        let parts: Vec<_> = entries.map(|(_, entry)| entry.decode(Carries::Events).unwrap()).collect();
         let rows: Vec<_> =
-            parts.iter().map(|(event, origin)| ((origin.wal_seq, origin.wal_ordinal), event.event_id)).collect();
+            parts.iter().map(|(row, origin)| ((origin.wal_seq, origin.wal_ordinal), row.event_id())).collect();
         let found = Seen {
             partition: message.partition(),
             offset: message.offset(),
             wal_id: WalId(headers["wal_id"].parse().unwrap()),
             rows,
+            is_json: serde_json::Deserializer::from_slice(message.payload().unwrap())
+                .into_iter::<serde_json::Value>()
+                .all(|line| line.is_ok_and(|line| line.is_object())),
         };
         assert_eq!(headers["rows"], found.rows.len().to_string());
         let first = (headers["wal_seq"].parse().unwrap(), headers["wal_ordinal"].parse().unwrap());

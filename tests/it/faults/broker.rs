@@ -12,6 +12,8 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer},
 };
 
+use ingestion_engine::broker;
+
 use crate::{
     clickhouse_facade::clickhouse_child::ClickHouse as Server,
     support::{
@@ -42,7 +44,7 @@ fn messages(broker: &Tansu, rows: usize) -> Vec<OwnedMessage> {
     while read < rows {
         assert!(Instant::now() < deadline, "in vain read the topic: {read} rows of {rows}");
         let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
-        read += message.payload().unwrap().split(|byte| *byte == b'\n').count();
+        read += broker::message::entries(message.payload().unwrap()).count();
         messages.push(message.detach());
     }
     messages

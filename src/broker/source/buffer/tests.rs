@@ -114,14 +114,33 @@ fn a_recorded_range_of_which_a_part_or_all_is_gone_holds_nothing_up() {
     assert_eq!(all.ready(&LIMITS, now + LIMITS.age, false), Some(1));
 }
 
-fn line(id: u128, expires_at: u32) -> Vec<u8> {
+fn event(id: u128, expires_at: u32) -> EventRow<'static> {
     let mut row = EventRow::new(TenantId(Uuid::from_u128(1)), EventId(Uuid::from_u128(id)), "click");
     row.received_at_ms = 5000 + i64::try_from(id).unwrap();
     row.expires_at = expires_at;
-    let origin = Origin { wal_id: WalId(Uuid::from_u128(2)), wal_seq: 3, wal_ordinal: 4, relayed_at_ms: 5 };
+    row
+}
+
+const ORIGIN: Origin = Origin { wal_id: WalId(Uuid::from_u128(2)), wal_seq: 3, wal_ordinal: 4, relayed_at_ms: 5 };
+
+fn line(id: u128, expires_at: u32) -> Vec<u8> {
     let mut line = Vec::new();
-    row::write_json(&row, &origin, &mut line);
+    row::write_json(&event(id, expires_at), &ORIGIN, &mut line);
     line
+}
+
+/// A message in binary; a row of no events is one of nonsense.
+fn binary(events: &[Option<EventRow<'_>>]) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for event in events {
+        let mut encoded = Vec::new();
+        match event {
+            Some(event) => row::encode(event, &mut encoded),
+            None => encoded.extend_from_slice(&[99, 1, 2]),
+        }
+        message::append_row(&mut payload, &encoded, &ORIGIN);
+    }
+    payload
 }
 
 #[test]
@@ -131,14 +150,35 @@ fn a_bad_line_costs_no_good_one() {
     let piece = Piece::decode(Carries::Events, "events", 3, 77, Some(&payload), now);
     assert_eq!((piece.offset, piece.rows, piece.oldest_received_at_ms), (77, 3, 5001));
     assert_eq!(piece.expiries, [10, 20]);
-    let letters: Vec<_> = piece.letters.iter().map(|letter| (letter.line, letter.bytes.as_slice())).collect();
-    assert_eq!(letters, [(1, &b"{\"half\":"[..]), (3, b"\xff")]);
+    let letters: Vec<_> =
+        piece.letters.iter().map(|letter| (letter.line, letter.form, letter.bytes.as_slice())).collect();
+    assert_eq!(letters, [(1, Form::Line, &b"{\"half\":"[..]), (3, Form::Line, b"\xff")]);
 
     let good = [line(1, 10), line(2, 20), line(3, 10)].join(&b'\n');
     assert_eq!(piece.body, Piece::decode(Carries::Events, "events", 3, 77, Some(&good), now).body);
 
     let none = Piece::decode(Carries::Events, "events", 3, 78, None, now);
     assert_eq!((none.rows, none.letters.len()), (0, 1));
+}
+
+#[test]
+fn a_bad_row_in_binary_costs_no_good_one_and_both_formats_are_the_same_rows() {
+    let now = Instant::now();
+    let lines = [line(1, 10), line(2, 20), line(3, 10)].join(&b'\n');
+    let lines = Piece::decode(Carries::Events, "events", 3, 77, Some(&lines), now);
+    let mut payload = binary(&[Some(event(1, 10)), None, Some(event(2, 20)), Some(event(3, 10))]);
+    payload.extend_from_slice(&[200, 0, 0, 0, 1]);
+    let piece = Piece::decode(Carries::Events, "events", 3, 77, Some(&payload), now);
+    assert_eq!((piece.rows, &piece.body, &piece.expiries), (3, &lines.body, &lines.expiries));
+    assert_eq!(piece.oldest_received_at_ms, lines.oldest_received_at_ms);
+    assert_eq!(piece.newest_received_at_ms, lines.newest_received_at_ms);
+    assert_eq!(piece.origins, lines.origins);
+    let letters: Vec<_> = piece.letters.iter().map(|letter| (letter.line, letter.form, letter.bytes.len())).collect();
+    assert_eq!(letters, [(1, Form::TopicRow, 39), (4, Form::Rows, 5)]);
+    assert!(piece.letters[0].reason.contains("layout 99"), "{}", piece.letters[0].reason);
+
+    let parked = Piece::decode(Carries::Parked, "events.parked", 0, 77, Some(&binary(&[Some(event(1, 10))])), now);
+    assert_eq!((parked.rows, parked.letters.len()), (0, 1));
 }
 
 #[test]
@@ -155,7 +195,8 @@ fn what_was_read_before_is_left_out_and_its_offsets_pass() {
     }
     assert_eq!(buffer.first(3).flat_map(Piece::wal_ids).count(), 3);
     let block = buffer.take(3, &LIMITS, &mut marks).unwrap();
-    assert_eq!((block.first, block.last, block.rows, block.repeats, block.body.len()), (10, 12, 3, 3, 30));
+    let bytes: usize = block.parts.iter().map(|part| part.body.len()).sum();
+    assert_eq!((block.first, block.last, block.rows, block.repeats, bytes), (10, 12, 3, 3, 30));
     let mut again = Buffer::default();
     again.push(piece(2, 2, 20, &[7], now), &LIMITS);
     let block = again.take(1, &LIMITS, &mut marks).unwrap();

@@ -174,7 +174,17 @@ impl Node {
         where
             T: Clone + Ord,
         {
-            let split_point = keys.len() / 2 + 1;
+            // CHANGED: the rightmost leaf, to which an ascending key is
+            // appended, keeps all but as many as must be on the right not to
+            // be merged (see `should_merge`). Both halves are written anew:
+            // split in the middle, half of what was written is written once
+            // more with the next split.
+            let split_point =
+                if suffix_truncation && old_hi.is_empty() && keys.len() > 8 {
+                    keys.len() - 4
+                } else {
+                    keys.len() / 2 + 1
+                };
             let right_keys = keys.split_off(split_point);
             let right_values = values.split_off(split_point);
             let right_min = &right_keys[0];

@@ -24,8 +24,12 @@ pub(crate) const META_PID: PageId = 0;
 pub(crate) const COUNTER_PID: PageId = 1;
 pub(crate) const BATCH_MANIFEST_PID: PageId = PageId::max_value() - 666;
 
-pub(crate) const PAGE_CONSOLIDATION_THRESHOLD: usize = 10;
-pub(crate) const SEGMENT_CLEANUP_THRESHOLD: usize = 50;
+// CHANGED: was 10. A leaf is split, and so written anew, before it has as many
+// links; see `Node::split`.
+pub(crate) const PAGE_CONSOLIDATION_THRESHOLD: usize = 16;
+// CHANGED: was 50. What is appended and never removed leaves segments of which
+// 43 % are alive; to copy that to free the rest is not worth it.
+pub(crate) const SEGMENT_CLEANUP_THRESHOLD: usize = 30;
 
 // Allows for around 1 trillion items to be stored
 // 2^37 * (assuming 50% node fill, 8 items per leaf)

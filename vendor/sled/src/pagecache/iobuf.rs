@@ -35,8 +35,25 @@ unsafe impl Send for AlignedBuf {}
 #[allow(unsafe_code)]
 unsafe impl Sync for AlignedBuf {}
 
+// CHANGED: the memory of a segment that was written is kept for the next one.
+// Taken anew, each of its pages is a page fault: at 600,000 events a second
+// 40,000 of them, of more than a microsecond each.
+static SPARE: std::sync::Mutex<Option<(usize, usize)>> =
+    std::sync::Mutex::new(None);
+
 impl AlignedBuf {
     fn new(len: usize) -> AlignedBuf {
+        let spare = {
+            let mut spare = SPARE.lock().unwrap_or_else(|error| error.into_inner());
+            if spare.map_or(false, |(_, spare_len)| spare_len == len) {
+                spare.take()
+            } else {
+                None
+            }
+        };
+        if let Some((ptr, len)) = spare {
+            return AlignedBuf(ptr as *mut u8, len);
+        }
         let layout = Layout::from_size_align(len, 8192).unwrap();
         let ptr = unsafe { alloc(layout) };
 
@@ -48,6 +65,13 @@ impl AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
+        {
+            let mut spare = SPARE.lock().unwrap_or_else(|error| error.into_inner());
+            if spare.is_none() {
+                *spare = Some((self.0 as usize, self.1));
+                return;
+            }
+        }
         let layout = Layout::from_size_align(self.1, 8192).unwrap();
         unsafe {
             dealloc(self.0, layout);

@@ -15,7 +15,15 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tower_layer::{Layer, layer_fn};
 use tower_service::Service;
 
+use super::routes::INGEST;
 use crate::metrics::{Metrics, RequestLabels};
+
+/// Counts a request of `route` that got `response`, which is made one that no cache keeps.
+pub(super) fn count(metrics: &Metrics, route: &'static str, response: &mut Response) {
+    let status = response.status().as_u16();
+    metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}
 
 /// A service whose requests are counted.
 #[derive(Clone)]
@@ -46,7 +54,7 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         // The pattern that matched, and nothing that a client made up.
         let route = match request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
-            Some("/ingest") => "/ingest",
+            Some(INGEST) => INGEST,
             Some("/usage") => "/usage",
             Some("/ledger") => "/ledger",
             Some("/health") => "/health",
@@ -57,9 +65,7 @@ where
         let metrics = Arc::clone(&self.metrics);
         let answer = self.inner.call(request).map(move |answer| {
             answer.map(|mut response| {
-                let status = response.status().as_u16();
-                metrics.requests.get_or_create(&RequestLabels { route, status }).inc();
-                response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                count(&metrics, route, &mut response);
                 response
             })
         });

@@ -70,18 +70,19 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-pub(super) async fn ingest(
-    State(api): State<Api>,
-    // Whole: the extractor of headers would copy them.
-    request: axum::extract::Request,
-) -> Response {
-    let (Parts { headers, extensions, .. }, mut request_body) = request.into_parts();
+/// The handler as a router calls it.
+pub(super) async fn route(State(api): State<Api>, request: axum::extract::Request) -> Response {
+    let (Parts { headers, extensions, .. }, body) = request.into_parts();
+    ingest(api, extensions.get::<Peer>().copied(), &headers, body).await
+}
+
+pub(super) async fn ingest(api: Api, peer: Option<Peer>, headers: &HeaderMap, mut request_body: Body) -> Response {
     let inner = &api.inner;
     let limit = inner.limits.request_timeout;
     let started = Instant::now();
-    let (tenant, answer) = match authenticate(&api, extensions.get::<Peer>().copied(), &headers, Scope::Ingest).await {
+    let (tenant, answer) = match authenticate(&api, peer, headers, Scope::Ingest).await {
         Ok(Caller { tenant, .. }) => {
-            let answer = take(&api, &tenant, started, &headers, &mut request_body);
+            let answer = take(&api, &tenant, started, headers, &mut request_body);
             let answer = tokio::time::timeout(limit, answer).await.unwrap_or(Err(ApiError::Timeout { limit }));
             (Some(tenant), answer)
         }

@@ -27,6 +27,7 @@ mod ingest;
 mod ledger;
 mod rate_limits;
 mod replay;
+mod routes;
 mod server;
 mod sort;
 mod threads;
@@ -51,6 +52,7 @@ pub use budget::Full;
 pub use error::{ApiError, RejectedEvent, RejectionCode};
 pub use health::{Probe, Readiness};
 pub use rate_limits::Policy;
+pub use routes::Routes;
 pub use server::{ADMIN_CONNECTIONS, Server, ServerSettings, most_connections};
 
 use self::{budget::Budget, count::CountRequests};
@@ -141,7 +143,7 @@ impl Api {
     pub fn router(self, probe: Probe) -> Router {
         let metrics = Arc::clone(&self.inner.metrics);
         Router::new()
-            .route("/ingest", post(ingest::ingest))
+            .route(routes::INGEST, post(ingest::route))
             .route("/usage", get(usage::usage))
             .route("/ledger", get(ledger::ledger))
             .with_state(self)

@@ -6,19 +6,11 @@
 //! Connections take file descriptors, and so do the log, the broker's client and ClickHouse's: a flood of connections gets
 //! what is left beside a share for these, and the rest of it waits in the kernel.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, http::Request};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
@@ -27,10 +19,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
-use tower_service::Service;
 
 use super::{
     address::Peer,
+    routes::{Routes, WithPeer},
     threads::{Counted, Threads},
 };
 
@@ -95,9 +87,9 @@ impl Server {
         self.address
     }
 
-    /// Serves `router` until `stop`; then takes no more connections, lets requests in flight finish within the budget,
+    /// Serves `routes` until `stop`; then takes no more connections, lets requests in flight finish within the budget,
     /// and returns how many connections it had to cut.
-    pub async fn run(self, router: Router, stop: CancellationToken) -> usize {
+    pub async fn run(self, routes: Routes, stop: CancellationToken) -> usize {
         // HTTP/1.1 only: what SDKs and load balancers speak to a backend. Telling HTTP/2 apart would wait, without a
         // bound, for the first bytes of a connection that may never send any.
         let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
@@ -113,7 +105,7 @@ impl Server {
             };
             match accepted {
                 Ok((stream, peer, place)) => {
-                    let service = WithPeer { router: router.clone(), peer: Peer(peer.ip()) };
+                    let service = WithPeer { routes: routes.clone(), peer: Peer(peer.ip()) };
                     let (thread, counted) = self.threads.next();
                     serve(&builder, &connections, stream, service, thread, (place, counted));
                 }
@@ -148,31 +140,6 @@ impl Server {
     }
 }
 
-/// A router whose requests know where they come from.
-#[derive(Clone)]
-struct WithPeer {
-    router: Router,
-    peer: Peer,
-}
-
-impl<B> Service<Request<B>> for WithPeer
-where
-    Router: Service<Request<B>>,
-{
-    type Response = <Router as Service<Request<B>>>::Response;
-    type Error = <Router as Service<Request<B>>>::Error;
-    type Future = <Router as Service<Request<B>>>::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.router.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        request.extensions_mut().insert(self.peer);
-        self.router.call(request)
-    }
-}
-
 /// Serves a connection on `thread`. `held` is let go when it has ended.
 fn serve(
     builder: &auto::Builder<TokioExecutor>,
@@ -197,7 +164,7 @@ fn serve(
             Ok(stream) => stream,
             Err(error) => return tracing::error!(%error, "a connection cannot be taken up by its thread"),
         };
-        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned();
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
         // A client that breaks its connection is its own affair; what it sent in full has been answered.
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%error, "a connection ended with an error");

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use axum::Router;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Common, settings};
 use crate::{
-    api::{self, Api, Doors, Readiness, Server},
+    api::{self, Api, Doors, Readiness, Routes, Server},
     health::State,
     ledger,
     plugins::Plugins,
@@ -40,7 +39,7 @@ impl Front {
             durability: wal.map(Wal::durability),
         };
         let mut watching = None;
-        let mut public = match wal {
+        let (mut public, api) = match wal {
             Some(wal) => {
                 let doors = doors(common)?;
                 watching = Some(watch(common, doors.tenants.clone()));
@@ -48,9 +47,10 @@ impl Front {
                 let metrics = Arc::clone(&common.metrics);
                 let api = Api::new(settings::limits(config), doors, wal.clone(), codec, Some(plugins), metrics)
                     .with_ledger(ledger);
-                common.front.get_or_init(|| api).clone().router(probe.clone())
+                let api = common.front.get_or_init(|| api).clone();
+                (api.clone().router(probe.clone()), Some(api))
             }
-            None => api::health_router(probe.clone()),
+            None => (api::health_router(probe.clone()), None),
         };
 
         let mut front = Self { servers: Vec::new(), stop: CancellationToken::new(), watching };
@@ -58,10 +58,14 @@ impl Front {
         match config.server.admin_listen {
             Some(address) => {
                 let router = admin.merge(api::health_router(probe));
-                front.serve(common, "admin", &address.ip().to_string(), address.port(), router).await?;
+                front.serve(common, "admin", &address.ip().to_string(), address.port(), router.into()).await?;
             }
             None => public = public.merge(admin),
         }
+        let public = match api {
+            Some(api) => Routes::new(api, public),
+            None => public.into(),
+        };
         front.serve(common, "api", &config.server.host.to_string(), config.server.port, public).await?;
         if let Some(warning) = config.development_warning() {
             tracing::warn!("{warning}");
@@ -75,7 +79,7 @@ impl Front {
         name: &'static str,
         host: &str,
         port: u16,
-        router: Router,
+        routes: Routes,
     ) -> Result<()> {
         let mut settings = settings::server(&common.config);
         if name == "admin" {
@@ -84,7 +88,7 @@ impl Front {
         }
         let server = Server::bind(host, port, settings).await.with_context(|| format!("starting the {name} port"))?;
         tracing::info!(address = %server.address(), "{name} listening");
-        self.servers.push(tokio::spawn(server.run(router, self.stop.clone())));
+        self.servers.push(tokio::spawn(server.run(routes, self.stop.clone())));
         Ok(())
     }
 

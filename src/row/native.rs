@@ -37,6 +37,9 @@ const RUNS: [&str; 8] =
 /// Values of so many bytes are not copied once more.
 const LONG: usize = 64 << 10;
 
+/// Bytes of a folded column that are made at a time: pieces that memory is kept for.
+const FOLDED_BYTES: usize = 128 << 10;
+
 /// What stands before a value that is not null.
 const NOT_NULL: u8 = 0;
 
@@ -223,9 +226,10 @@ impl Filling {
     fn finish(self) -> Column {
         match self {
             Self::Fixed { kind, width, values } => Column::Fixed { kind, width, values: exact(values) },
-            Self::Runs { kind, width, values, counts } => {
-                Column::Runs { kind, runs: Runs { width, values: exact(values), counts: counts.into() } }
-            }
+            Self::Runs { kind, width, values, counts } => Column::Runs {
+                kind,
+                runs: Runs { width, values: exact(values), counts: counts.into(), at: 0, taken: 0 },
+            },
             Self::Nullable { kind, width, nulls, values } => {
                 Column::Nullable { kind, spread: Spread { width, nulls: exact(nulls), values: exact(values) } }
             }
@@ -352,6 +356,9 @@ struct Runs {
     width: usize,
     values: Bytes,
     counts: Arc<[u32]>,
+    /// The run that is sent next, and how many of its rows were sent.
+    at: usize,
+    taken: u32,
 }
 
 /// Values that are not null, to be spread over a column.
@@ -467,7 +474,7 @@ impl<'a> Cursor<'a> {
     fn of(column: &'a Column) -> Self {
         match column {
             Column::Fixed { width, values, .. } => Self::Fixed { width: *width, values },
-            Column::Runs { runs: Runs { width, values, counts }, .. } => {
+            Column::Runs { runs: Runs { width, values, counts, .. }, .. } => {
                 Self::Runs { value: &[], left: 0, width: *width, values, counts: counts.iter() }
             }
             Column::Nullable { spread: Spread { width, nulls, values }, .. } => {
@@ -541,16 +548,28 @@ enum Folded {
 }
 
 impl Piece {
-    /// Its bytes; those of a folded column are made now.
-    pub fn into_bytes(self) -> Bytes {
-        match self.0 {
-            Part::Whole(bytes) => bytes,
-            Part::Folded(folded) => {
-                let mut out = Vec::with_capacity(folded.len());
-                folded.write(&mut out);
-                out.into()
-            }
+    /// Its bytes, in their order; those of a folded column are made when they are asked for, some at a time: memory of their
+    /// size, taken anew for each column, costs more than they do.
+    pub fn into_parts(self) -> impl Iterator<Item = Bytes> + Send {
+        let (whole, folded) = match self.0 {
+            Part::Whole(bytes) => (Some(bytes), None),
+            Part::Folded(folded) => (None, Some(folded)),
+        };
+        whole.into_iter().chain(folded.into_iter().flatten())
+    }
+}
+
+/// About so many bytes at a time.
+impl Iterator for Folded {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        let mut out = Vec::with_capacity(self.len().min(FOLDED_BYTES));
+        match self {
+            Self::Runs(runs) => runs.write(FOLDED_BYTES, &mut out),
+            Self::Spread(spread) => spread.write(FOLDED_BYTES, &mut out),
         }
+        (!out.is_empty()).then(|| out.into())
     }
 }
 
@@ -562,13 +581,6 @@ impl Folded {
             Self::Spread(spread) => spread.len(),
         }
     }
-
-    fn write(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Runs(runs) => runs.write(out),
-            Self::Spread(spread) => spread.write(out),
-        }
-    }
 }
 
 impl Runs {
@@ -576,10 +588,20 @@ impl Runs {
         self.counts.iter().filter_map(|count| usize::try_from(*count).ok()).sum::<usize>() * self.width
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
-        for (value, count) in self.values.chunks(self.width).zip(self.counts.iter()) {
-            for _ in 0..*count {
+    /// Takes out rows of `most` bytes, if there are so many, and at least one.
+    fn write(&mut self, most: usize, out: &mut Vec<u8>) {
+        while let Some(left) = self.counts.get(self.at).map(|count| count - self.taken)
+            && (out.is_empty() || out.len() + self.width <= most)
+        {
+            let room = ((most - out.len().min(most)) / self.width).max(1);
+            let rows = left.min(u32::try_from(room).unwrap_or(u32::MAX));
+            let value = self.values.chunks(self.width).nth(self.at).unwrap_or_default();
+            for _ in 0..rows {
                 out.extend_from_slice(value);
+            }
+            self.taken += rows;
+            if rows == left {
+                (self.at, self.taken) = (self.at + 1, 0);
             }
         }
     }
@@ -590,15 +612,16 @@ impl Spread {
         self.nulls.len() * self.width
     }
 
-    fn write(&self, out: &mut Vec<u8>) {
-        let mut values = &self.values[..];
-        let mut rest = &self.nulls[..];
+    /// Takes out rows of `most` bytes, if there are so many, and at least one.
+    fn write(&mut self, most: usize, out: &mut Vec<u8>) {
+        let nulls = self.nulls.split_to(self.nulls.len().min((most / self.width).max(1)));
+        let mut rest = &nulls[..];
         while !rest.is_empty() {
             let null = rest.iter().take_while(|null| **null != NOT_NULL).count();
             out.resize(out.len() + null * self.width, 0);
             rest = rest.get(null..).unwrap_or_default();
             let not_null = rest.iter().take_while(|null| **null == NOT_NULL).count();
-            out.extend_from_slice(head(&mut values, not_null * self.width));
+            out.extend_from_slice(&self.values.split_to((not_null * self.width).min(self.values.len())));
             rest = rest.get(not_null..).unwrap_or_default();
         }
     }
@@ -622,7 +645,7 @@ impl Pieces {
 
     fn push_folded(&mut self, folded: Folded) {
         if folded.len() < LONG {
-            folded.write(&mut self.last);
+            folded.for_each(|part| self.last.extend_from_slice(&part));
         } else {
             self.push_long(Part::Folded(folded));
         }
@@ -649,4 +672,46 @@ pub fn by_column<'a>(table: Table, parts: impl IntoIterator<Item = &'a [u8]>) ->
         filler.push_rows(part)?;
     }
     Ok(filler.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// A folded column, in as many parts as it takes, is what it would be in one.
+    #[test]
+    fn a_folded_column_is_made_in_parts() {
+        let counts: Vec<u32> = (0..900_u32).map(|n| if n == 450 { 40_000 } else { n % 7 + 1 }).collect();
+        let values: Vec<u8> = (0..900 * 16_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let all: Vec<u8> = values
+            .chunks(16)
+            .zip(&counts)
+            .flat_map(|(value, count)| value.repeat(usize::try_from(*count).unwrap()))
+            .collect();
+        let runs = Runs { width: 16, values: values.into(), counts: counts.into(), at: 0, taken: 0 };
+        assert_parts(Folded::Runs(runs), &all);
+
+        let nulls: Vec<u8> = (0..70_000_u32).map(|n| u8::from(n % 11 < 8)).collect();
+        let mut number = 0_u64;
+        let (mut values, mut all) = (Vec::new(), Vec::new());
+        for null in &nulls {
+            if *null == NOT_NULL {
+                number += 1;
+                values.extend_from_slice(&number.to_le_bytes());
+                all.extend_from_slice(&number.to_le_bytes());
+            } else {
+                all.extend_from_slice(&[0; 8]);
+            }
+        }
+        assert_parts(Folded::Spread(Spread { width: 8, nulls: nulls.into(), values: values.into() }), &all);
+    }
+
+    fn assert_parts(folded: Folded, all: &[u8]) {
+        assert_eq!(folded.len(), all.len());
+        let parts: Vec<Bytes> = Piece(Part::Folded(folded)).into_parts().collect();
+        assert!(parts.len() > 2 && parts.iter().all(|part| !part.is_empty() && part.len() <= FOLDED_BYTES));
+        assert!(parts.concat() == all);
+    }
 }

@@ -297,7 +297,8 @@ fn survives_as_columns(rows: &[EventRow<'_>]) {
     let columns = filler.finish();
     assert_eq!(columns.by_row(usize::MAX), body);
     assert_eq!(columns.by_row(2), body[..ends[1]]);
-    let native = |columns: &Columns| columns.native().into_iter().flat_map(Piece::into_bytes).collect::<Vec<u8>>();
+    let native =
+        |columns: &Columns| columns.native().into_iter().flat_map(Piece::into_parts).flatten().collect::<Vec<u8>>();
     assert_eq!(native(&columns), native(&by_column(Table::Events, [&body[..]]).unwrap()));
 }
 

@@ -485,7 +485,7 @@ pub(super) async fn insert_block<E: From<QueryError> + From<BinaryError>>(
     settings: &[(&str, String)],
 ) -> Result<(), E> {
     let statement = format!("{} FORMAT Native", insert_into(client.database(), into, table.columns(), &[]));
-    let pieces = native(table, block).await?.into_iter().map(Piece::into_bytes);
+    let pieces = native(table, block).await?.into_iter().flat_map(Piece::into_parts);
     Ok(client.insert_pieces(&statement, settings, pieces).await?)
 }
 

@@ -226,3 +226,20 @@ pub trait Source: Send {
     /// Says that the insert of `range` was given up because it was revoked.
     fn abandon(&mut self, range: &Range) -> impl Future<Output = ()> + Send;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_in_parts_are_those_of_the_parts() {
+        let part = |rows: usize, text: &'static str| Part { rows, body: Bytes::from_static(text.as_bytes()) };
+        let rows = Rows::from(vec![part(2, "aabb"), part(0, ""), part(3, "ccddee"), part(1, "ff")]);
+        for (least, expected) in
+            [(0, ""), (1, "aabb"), (2, "aabb"), (3, "aabbccddee"), (5, "aabbccddee"), (6, "aabbccddeeff")]
+        {
+            assert_eq!(rows.first(least), expected, "{least}");
+        }
+        assert_eq!(rows.by_row(), "aabbccddeeff");
+    }
+}

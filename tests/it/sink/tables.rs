@@ -95,7 +95,7 @@ async fn rows_sent_by_column_are_those_sent_by_row() {
     let native = range.body.native(Table::Events).unwrap();
     for (table, format, body) in [
         ("by_row", "RowBinary", range.body.by_row()),
-        ("by_column", "Native", native.into_iter().flat_map(Piece::into_bytes).collect()),
+        ("by_column", "Native", native.into_iter().flat_map(Piece::into_parts).flatten().collect()),
     ] {
         client
             .execute(&format!("CREATE TABLE `{DATABASE}`.{table} AS `{DATABASE}`.events ENGINE = Memory"))

@@ -74,7 +74,8 @@ pub fn entries(message: &[u8]) -> impl Iterator<Item = (usize, Entry<'_>)> {
             return None;
         }
         let row = rows.split_first_chunk::<4>().and_then(|(length, after)| {
-            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+            // None is empty: what says so is no message of rows, and not as many letters as it has bytes.
+            let length = usize::try_from(u32::from_le_bytes(*length)).ok().filter(|length| *length > 0)?;
             after.split_at_checked(length)
         });
         let entry = row.map_or(Entry::Rest(rows), |(row, _)| Entry::Row(row));
@@ -178,6 +179,7 @@ mod tests {
         let mut long = message.clone();
         long[4] = 0xff;
         assert_eq!(entries(&long).collect::<Vec<_>>(), [(0, Entry::Rest(&long[1..]))]);
+        assert_eq!(entries(&[BINARY, 0, 0, 0, 0, 7]).collect::<Vec<_>>(), [(0, Entry::Rest(&[0, 0, 0, 0, 7]))]);
         // Its layout: the second row is read.
         let mut foreign = message.clone();
         foreign[5] = 99;

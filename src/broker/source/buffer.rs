@@ -44,6 +44,13 @@ pub(super) struct Letter {
     pub(super) bytes: Vec<u8>,
 }
 
+impl Letter {
+    /// Memory that the letter takes, in bytes.
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.reason.len() + self.bytes.len()
+    }
+}
+
 impl Piece {
     /// Reads a message: every row on its own, so that a bad one costs no good one.
     pub(super) fn decode(
@@ -164,7 +171,7 @@ impl Piece {
     pub(super) fn size(&self) -> usize {
         self.body.len()
             + self.origins.len() * size_of::<(Origin, usize)>()
-            + self.letters.iter().map(|letter| letter.bytes.len()).sum::<usize>()
+            + self.letters.iter().map(Letter::size).sum::<usize>()
             + size_of::<Self>()
     }
 }

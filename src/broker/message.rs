@@ -102,9 +102,7 @@ impl<'a> Entry<'a> {
     /// The row and where it entered; nothing for what is none of this engine.
     pub fn decode(self, carries: Carries) -> Option<(Row<'a>, Origin)> {
         match (self, carries) {
-            (Self::Row(bytes), Carries::Events) => {
-                row::decode_carried(bytes).ok().map(|(event, origin)| (Row::Event(event), origin))
-            }
+            (Self::Row(bytes), Carries::Events) => row::decode_carried(bytes).ok(),
             (Self::Line(line), Carries::Events) => {
                 row::read_json(line).ok().map(|(event, origin)| (Row::Event(event), origin))
             }

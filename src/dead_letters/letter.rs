@@ -138,7 +138,7 @@ impl About {
             Form::Row => row::decode(bytes).ok().map(|row| of_row(&row, None)),
             Form::Event => of_insert(Table::Events, bytes),
             Form::Parked => of_insert(Table::Parked, bytes),
-            Form::TopicRow => row::decode_carried(bytes).ok().map(|(event, origin)| Self::event(&event, Some(&origin))),
+            Form::TopicRow => row::decode_carried(bytes).ok().map(|(row, origin)| of_row(&row, Some(&origin))),
             Form::Line => row::read_json(bytes).ok().map(|(event, origin)| Self::event(&event, Some(&origin))),
             Form::ParkedLine => {
                 row::read_parked_json(bytes).ok().map(|(parked, origin)| Self::parked(&parked, Some(&origin)))

@@ -205,10 +205,7 @@ pub(super) fn event_of(entry: &Entry) -> Result<Event, String> {
             let read = row::read_insert_row(table, &mut &bytes[..]);
             event_of_row(&read.map_err(|error| no_row(&error))?.0)
         }
-        Form::TopicRow => {
-            let (event, _) = row::decode_carried(&bytes).map_err(|error| no_row(&error))?;
-            of_event(&event).map_err(|error| no_row(&error))
-        }
+        Form::TopicRow => event_of_row(&row::decode_carried(&bytes).map_err(|error| no_row(&error))?.0),
         Form::Line => {
             let (event, _) = row::read_json(&bytes).map_err(|error| no_row(&error))?;
             of_event(&event).map_err(|error| no_row(&error))

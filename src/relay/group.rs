@@ -145,13 +145,13 @@ impl Grouping {
         let Self { limits, key, line, .. } = self;
         key.clear();
         line.clear();
-        if limits.format == Format::Binary && row::write_partition_key_of_encoded(encoded, key)? == Table::Events {
+        let table = row::write_partition_key(encoded, key)?;
+        if limits.format == Format::Binary && table == Table::Events {
             return Ok((Destination::Events(partitioner::partition(key, partitions)), Written::Row(encoded)));
         }
         Ok(match row::decode(encoded)? {
             Row::Event(event) => {
                 row::write_json(&event, origin, line);
-                row::write_partition_key(&event, key);
                 (Destination::Events(partitioner::partition(key, partitions)), Written::Line(Form::Line))
             }
             Row::Parked(parked) => {

@@ -7,15 +7,7 @@
 //! Columns and origin stand as they stand in an insert, so that the sink copies them. Only events are carried so; parked
 //! ones are few and travel as JSON.
 
-use super::{
-    BinaryError, LAYOUT, PARKED_LAYOUT, Table, check, columns,
-    columns::{EventRow, Origin},
-    write_partition_key_of,
-};
-use crate::{
-    ids::{EventId, TenantId},
-    row::binary::{ColumnValue as _, Text, take_string},
-};
+use super::{BinaryError, LAYOUT, Origin, Row, binary::ColumnValue as _, check, columns, decode};
 
 /// `wal_id` 16, `wal_seq` 8, `wal_ordinal` 4, `relayed_at` 8.
 const ORIGIN_BYTES: usize = 36;
@@ -63,11 +55,9 @@ pub fn read_carried(bytes: &[u8]) -> Result<Carried<'_>, BinaryError> {
 ///
 /// # Errors
 /// As [`read_carried`].
-pub fn decode_carried(bytes: &[u8]) -> Result<(EventRow<'_>, Origin), BinaryError> {
+pub fn decode_carried(bytes: &[u8]) -> Result<(Row<'_>, Origin), BinaryError> {
     let (encoded, origin) = split(bytes)?;
-    let (_, mut input) = columns(encoded)?;
-    let row = EventRow::read_binary(&mut input)?;
-    if input.is_empty() { Ok((row, origin)) } else { Err(BinaryError::TrailingBytes { count: input.len() }) }
+    Ok((decode(encoded)?, origin))
 }
 
 /// The event as the log keeps it, and its origin.
@@ -78,26 +68,4 @@ fn split(bytes: &[u8]) -> Result<(&[u8], Origin), BinaryError> {
     let at = bytes.len().checked_sub(ORIGIN_BYTES).ok_or(BinaryError::Truncated { column: "wal_id" })?;
     let (encoded, mut origin) = bytes.split_at(at);
     Ok((encoded, Origin::read_binary(&mut origin)?))
-}
-
-/// Writes the key that decides an encoded row's partition if it is an event; gives the table that it is for. Looks no further
-/// than it must.
-///
-/// # Errors
-/// [`BinaryError`] when the layout is unknown or the bytes do not begin with the columns that are looked at.
-pub fn write_partition_key_of_encoded(encoded: &[u8], key: &mut Vec<u8>) -> Result<Table, BinaryError> {
-    let (layout, mut input) = columns(encoded)?;
-    if layout == PARKED_LAYOUT {
-        return Ok(Table::Parked);
-    }
-    let tenant_id = TenantId::read_binary(&mut input, "tenant_id")?;
-    let event_id = EventId::read_binary(&mut input, "event_id")?;
-    i64::read_binary(&mut input, "timestamp")?;
-    i64::read_binary(&mut input, "received_at")?;
-    u32::read_binary(&mut input, "expires_at")?;
-    take_string(&mut input, "type")?;
-    let mut text = |column| Text::read_binary(&mut input, column);
-    let owners = [text("session_id")?, text("user_id")?, text("anonymous_id")?];
-    write_partition_key_of(tenant_id, event_id, &owners, key);
-    Ok(Table::Events)
 }

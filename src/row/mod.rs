@@ -31,7 +31,7 @@ mod sighted;
 
 use binary::ColumnValue as _;
 pub use binary::{BinaryError, Json, Text, write_bytes_binary, write_uuid_binary};
-pub use carried::{Carried, carried_len, decode_carried, read_carried, write_carried, write_partition_key_of_encoded};
+pub use carried::{Carried, carried_len, decode_carried, read_carried, write_carried};
 pub use columns::{
     EVENT_COLUMNS, EventRow, ORIGIN_COLUMNS, Origin, PARKED_COLUMNS, POSITION_COLUMNS, ParkedRow, Place, Position,
 };
@@ -264,21 +264,32 @@ pub fn write_insert_row(
     Ok(())
 }
 
-/// Writes the key that decides an event's partition: `tenant:session`, else the user, else the anonymous id, else the
-/// event's own id, so that everything of one session stays in order in one partition.
-pub fn write_partition_key(row: &EventRow<'_>, key: &mut Vec<u8>) {
-    let owners = [&row.session_id, &row.user_id, &row.anonymous_id].map(|owner| Text::from(&**owner));
-    write_partition_key_of(row.tenant_id, row.event_id, &owners, key);
-}
-
-/// As [`write_partition_key`], of an event whose session, user and anonymous id are `owners`.
-fn write_partition_key_of(tenant_id: TenantId, event_id: EventId, owners: &[Text<'_>], key: &mut Vec<u8>) {
+/// Writes the key that decides an encoded event's partition: `tenant:session`, else the user, else the anonymous id, else the
+/// event's own id, so that everything of one session stays in order in one partition. Gives the table that the row is for;
+/// a parked one has no key. Looks no further than it must.
+///
+/// # Errors
+/// [`BinaryError`] when the layout is unknown or the bytes do not begin with the columns that are looked at.
+pub fn write_partition_key(encoded: &[u8], key: &mut Vec<u8>) -> Result<Table, BinaryError> {
+    let (layout, mut input) = columns(encoded)?;
+    if layout == PARKED_LAYOUT {
+        return Ok(Table::Parked);
+    }
+    let tenant_id = TenantId::read_binary(&mut input, "tenant_id")?;
+    let event_id = EventId::read_binary(&mut input, "event_id")?;
+    i64::read_binary(&mut input, "timestamp")?;
+    i64::read_binary(&mut input, "received_at")?;
+    u32::read_binary(&mut input, "expires_at")?;
+    binary::take_string(&mut input, "type")?;
+    let mut text = |column| Text::read_binary(&mut input, column);
+    let owners = [text("session_id")?, text("user_id")?, text("anonymous_id")?];
     write_uuid(tenant_id.0, key);
     key.push(b':');
     match owners.iter().find(|id| !id.is_empty()) {
         Some(id) => key.extend_from_slice(id.as_bytes()),
         None => write_uuid(event_id.0, key),
     }
+    Ok(Table::Events)
 }
 
 fn write_uuid(id: uuid::Uuid, out: &mut Vec<u8>) {

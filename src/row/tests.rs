@@ -170,7 +170,9 @@ fn what_is_not_a_row_is_refused_by_name() {
 fn a_session_decides_the_partition_before_a_user() {
     let key = |row: &EventRow<'_>| {
         let mut key = Vec::new();
-        write_partition_key(row, &mut key);
+        let mut encoded = Vec::new();
+        encode(row, &mut encoded);
+        assert_eq!(write_partition_key(&encoded, &mut key).unwrap(), Table::Events);
         String::from_utf8(key).unwrap()
     };
     let mut row = sample();

@@ -283,13 +283,8 @@ pub async fn read_topic(brokers: &str, partitions: i32, enough: impl FnMut(&[See
     tokio::task::block_in_place(|| read_partitions(brokers, TOPIC, partitions, enough))
 }
 
-/// The same of any topic. Blocks.
-pub fn read_partitions(
-    brokers: &str,
-    topic: &str,
-    partitions: i32,
-    mut enough: impl FnMut(&[Seen]) -> bool,
-) -> Vec<Seen> {
+/// Reads partitions of a topic from their beginning, in no group.
+pub fn reader(brokers: &str, topic: &str, partitions: i32) -> BaseConsumer {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "reader of the test")
@@ -301,6 +296,17 @@ pub fn read_partitions(
         all.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
     }
     consumer.assign(&all).unwrap();
+    consumer
+}
+
+/// The same of any topic. Blocks.
+pub fn read_partitions(
+    brokers: &str,
+    topic: &str,
+    partitions: i32,
+    mut enough: impl FnMut(&[Seen]) -> bool,
+) -> Vec<Seen> {
+    let consumer = reader(brokers, topic, partitions);
     let deadline = Instant::now() + PATIENCE;
     let mut seen = Vec::new();
     while !enough(&seen) {

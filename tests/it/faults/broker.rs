@@ -6,8 +6,7 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer},
+    ClientConfig, Message,
     message::{OwnedHeaders, OwnedMessage},
     producer::{BaseProducer, BaseRecord, Producer},
 };
@@ -15,6 +14,7 @@ use rdkafka::{
 use ingestion_engine::broker;
 
 use crate::{
+    broker::rig::reader,
     clickhouse_facade::clickhouse_child::ClickHouse as Server,
     support::{
         engine::{ClickHouse, DEADLINE, Engine, Setup, eventually, signal},
@@ -28,17 +28,7 @@ const PARTITIONS: i32 = 4;
 
 /// The first `rows` rows of the topic, as messages.
 fn messages(broker: &Tansu, rows: usize) -> Vec<OwnedMessage> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", broker.brokers())
-        .set("group.id", "reader of the test")
-        .set("enable.auto.commit", "false")
-        .create()
-        .unwrap();
-    let mut all = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        all.add_partition_offset(TOPIC, partition, Offset::Beginning).unwrap();
-    }
-    consumer.assign(&all).unwrap();
+    let consumer = reader(&broker.brokers(), TOPIC, PARTITIONS);
     let deadline = Instant::now() + DEADLINE;
     let (mut read, mut messages) = (0, Vec::new());
     while read < rows {

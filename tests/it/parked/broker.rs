@@ -11,15 +11,15 @@ use ingestion_engine::{
     row::{self, ParkedRow},
 };
 use rdkafka::{
-    ClientConfig, Message, Offset, TopicPartitionList,
+    ClientConfig, Message,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer},
+    consumer::Consumer,
 };
 
 use super::{Storing, append, encode_event, encode_parked, limits, mixed, parked};
 use crate::{
-    broker::rig::{Log, PATIENCE, Reading, assert_topic_holds, eventually, read_topic, settings},
+    broker::rig::{Log, PATIENCE, Reading, assert_topic_holds, eventually, read_topic, reader, settings},
     support::{
         clickhouse::{ClickHouse, number},
         engine::Setup,
@@ -36,17 +36,9 @@ async fn exists(settings: &Settings) -> bool {
 async fn read_parked(settings: &Settings, count: usize) -> Vec<ParkedRow<'static>> {
     let (brokers, topic) = (settings.brokers.clone(), settings.parked_topic());
     tokio::task::spawn_blocking(move || {
-        let consumer: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            .set("group.id", "reader of the test")
-            .set("enable.auto.commit", "false")
-            .create()
-            .unwrap();
+        let consumer = reader(&brokers, &topic, 1);
         let metadata = consumer.fetch_metadata(Some(&topic), PATIENCE).unwrap();
         assert_eq!(metadata.topics()[0].partitions().len(), 1, "one partition");
-        let mut all = TopicPartitionList::new();
-        all.add_partition_offset(&topic, 0, Offset::Beginning).unwrap();
-        consumer.assign(&all).unwrap();
         let deadline = Instant::now() + PATIENCE;
         let mut rows = Vec::new();
         while rows.len() < count {

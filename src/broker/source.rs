@@ -120,6 +120,7 @@ impl KafkaSource {
             consumer,
             topic,
             subscribed: false,
+            gap_due: false,
             gap_shown_until: None,
             refused: false,
             partitions,

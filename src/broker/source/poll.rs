@@ -31,6 +31,9 @@ use crate::{
 const POLL: Duration = Duration::from_millis(50);
 /// How long the broker may take to answer one question during a rebalance or after an offset was out of range.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long all questions after gaps may take together: a member that does not poll for `max.poll.interval.ms`, five minutes,
+/// is put out of its group. A partition that was not asked in time is refused again, and asked then.
+const LOOK_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often the committed offsets are asked for before the assignment is given back.
 const ASK_TIMES: u32 = 3;
 /// Lost offsets stay in health for this long, so that somebody sees them; the counter stays for good.
@@ -124,6 +127,8 @@ pub(super) struct Poller {
     pub(super) consumer: Arc<BaseConsumer<SourceContext>>,
     pub(super) topic: TopicWatch,
     pub(super) subscribed: bool,
+    /// An offset that was due was refused, and nothing was done about it yet.
+    pub(super) gap_due: bool,
     pub(super) gap_shown_until: Option<Instant>,
     /// The topic could not be read; cleared by the next message.
     pub(super) refused: bool,
@@ -158,7 +163,9 @@ impl Poller {
                     Err(error) => tracing::error!(error = chain(&error), "cannot subscribe to the topic"),
                 }
             }
-            match consumer.poll(POLL) {
+            // Of an answer that refuses the offsets of many partitions there is an error for each: one look is for all.
+            let patience = if self.gap_due { Duration::ZERO } else { POLL };
+            match consumer.poll(patience) {
                 Some(Ok(message)) => {
                     let (Ok(id), Ok(offset)) = (u32::try_from(message.partition()), u64::try_from(message.offset()))
                     else {
@@ -166,8 +173,14 @@ impl Poller {
                     };
                     self.take(id, offset, message.payload());
                 }
-                Some(Err(error)) => self.fail(&error),
+                Some(Err(error)) => {
+                    self.fail(&error);
+                    continue;
+                }
                 None => {}
+            }
+            if std::mem::take(&mut self.gap_due) {
+                self.find_gaps();
             }
             self.balance();
             self.show_share();
@@ -238,7 +251,7 @@ impl Poller {
             return;
         }
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => self.find_gaps(),
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => self.gap_due = true,
             Some(
                 code @ (RDKafkaErrorCode::TopicAuthorizationFailed
                 | RDKafkaErrorCode::GroupAuthorizationFailed
@@ -253,15 +266,34 @@ impl Poller {
         }
     }
 
+    /// Waits until librdkafka has stopped what it read before the last assignment. It aborts the process when a partition
+    /// that is being stopped is taken out of the assignment once more, by the next of these or by a rebalance (librdkafka
+    /// issue 5573, mended after 2.15.0).
+    ///
+    /// Its main thread serves one queue in order: the first question is answered after the stops, which an assignment has
+    /// put before it, and the second after what the stops have put there when they were done.
+    fn wait_for_stops(&self) -> Result<(), KafkaError> {
+        for _ in 0..2 {
+            self.consumer.assignment()?;
+        }
+        Ok(())
+    }
+
     /// An offset that was due is not there. Names what is lost and goes on from what is left.
     fn find_gaps(&mut self) {
         let positions: Vec<(u32, Option<u64>)> =
             self.shared.state.lock().partitions.iter().map(|(id, partition)| (*id, partition.next)).collect();
+        if positions.is_empty() {
+            // They were taken away meanwhile.
+            return;
+        }
         let mut gaps = Vec::new();
         let mut starts = TopicPartitionList::with_capacity(positions.len());
+        let started = Instant::now();
         for (id, next) in positions {
             let Ok(partition) = i32::try_from(id) else { continue };
-            let marks = self.consumer.fetch_watermarks(&self.shared.settings.topic, partition, ASK_TIMEOUT);
+            let patience = LOOK_TIMEOUT.saturating_sub(started.elapsed()).min(ASK_TIMEOUT);
+            let marks = self.consumer.fetch_watermarks(&self.shared.settings.topic, partition, patience);
             let (resume, lost) = match marks {
                 Ok((low, high)) => resume_at(next, low, high),
                 Err(error) => {
@@ -284,10 +316,12 @@ impl Poller {
         }
         // A partition whose offset was refused stands still, and nobody says which it is: all are told again where to go
         // on. It cannot be sought either. What was read ahead of the others is read again.
-        if let Err(error) = self.consumer.assign(&starts).and_then(|()| self.consumer.resume(&starts)) {
+        let assigned = self.consumer.assign(&starts).and_then(|()| self.consumer.resume(&starts));
+        if let Err(error) = assigned.and_then(|()| self.wait_for_stops()) {
             tracing::warn!(error = chain(&error), "cannot go on reading, joining the group again");
             self.shared.state.lock().join_again = true;
         }
+        tracing::debug!(took = ?started.elapsed(), "offsets were refused, and partitions are read on");
         if !gaps.is_empty() {
             let reason = format!("the broker no longer had {} when they were due", gaps.join(", "));
             tracing::error!(reason, "records are lost to the topic's retention or truncation");

@@ -341,6 +341,31 @@ async fn offsets_that_are_gone_are_counted_and_shown() {
     drop(cluster);
 }
 
+/// librdkafka aborts the process when a partition that it is stopping is taken out of the assignment once more, as it was when
+/// a look after gaps followed the one before at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_that_are_refused_again_and_again_are_outlived() {
+    let (cluster, brokers) = cluster(6);
+    let (mut log, relay) = Log::relayed(settings(&brokers, 6));
+    let mut reading = Reading::start(settings(&brokers, 6), limits(1000, Duration::from_millis(10)));
+    let mut stored = BTreeSet::new();
+    for _ in 0..20 {
+        cluster.request_errors(RDKafkaApiKey::Fetch, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE; 4]);
+        log.append(4, 20, 50).await;
+        while stored.len() < log.events.len() {
+            let range = reading.next().await;
+            for row in rows(&range) {
+                assert!(stored.insert(row.event), "{} came twice", row.event);
+            }
+            reading.source.commit(&range).await.unwrap();
+        }
+    }
+    assert_eq!(stored, log.events);
+    assert_eq!(reading.metrics.source_gap_offsets.get(), 0);
+    reading.source.close().await;
+    relay.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sink_that_stands_still_keeps_its_partitions_and_a_bounded_memory() {
     let (_cluster, brokers) = cluster(4);

@@ -289,6 +289,8 @@ pub fn reader(brokers: &str, topic: &str, partitions: i32) -> BaseConsumer {
         .set("bootstrap.servers", brokers)
         .set("group.id", "reader of the test")
         .set("enable.auto.commit", "false")
+        // Where librdkafka goes, too, when it asks for the beginning and the question fails.
+        .set("auto.offset.reset", "earliest")
         .create()
         .unwrap();
     let mut all = TopicPartitionList::new();
@@ -310,7 +312,9 @@ pub fn read_partitions(
     let deadline = Instant::now() + PATIENCE;
     let mut seen = Vec::new();
     while !enough(&seen) {
-        assert!(Instant::now() < deadline, "in vain read the topic: {} messages", seen.len());
+        let of = |partition: i32| seen.iter().filter(|message| message.partition == partition).count();
+        let counts = || (0..partitions).map(of).collect::<Vec<_>>();
+        assert!(Instant::now() < deadline, "in vain read the topic: messages of its partitions: {:?}", counts());
         let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
         let headers: BTreeMap<String, String> = message
             .headers()

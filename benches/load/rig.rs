@@ -147,6 +147,9 @@ pub struct Rig {
 impl Rig {
     /// An empty folder, the tenants' file, and with a broker the broker; no engine yet.
     pub fn new(setup: Setup, sink: Sink) -> anyhow::Result<Self> {
+        // What the measurement before has left is written, and what it has deleted is given back to the disk, now and not
+        // while this one waits for its own flushes.
+        rustix::fs::syncfs(fs::File::open(&setup.dir)?).context("the file system cannot be synced")?;
         let home = TempDir::new_in(&setup.dir).context("no folder for the measurement")?;
         fs::write(home.path().join("tenants.toml"), body::tenant_config(setup.tenants))?;
         let (api, second_port, clickhouse, broker_port) = (free_port()?, free_port()?, free_port()?, free_port()?);

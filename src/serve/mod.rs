@@ -101,12 +101,13 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
         Purpose::Serve => Some(plugins::Running::start(&common, wal.as_ref(), ledger.clone()).await?),
         Purpose::Drain => None,
     };
-    announce(&common);
+    let stores = stores(&config, purpose);
+    announce(&common, stores);
     let front = match &running {
         Some(running) => Some(front::Front::start(&common, wal.as_ref(), running.plugins.clone(), ledger).await?),
         None => None,
     };
-    let back = Back::start(&common, log);
+    let back = Back::start(&common, log, stores);
 
     let ended = wait(&common, purpose, wal.as_ref(), &back, &stop).await;
     tracing::info!(reason = ended.as_ref().map_or_else(ToString::to_string, Clone::clone), "stopping");
@@ -130,11 +131,16 @@ pub async fn run(config: Config, purpose: Purpose, stop: CancellationToken) -> R
     finished
 }
 
+/// Whether the node has a sink. Not while its log drains into a broker: a member that joins the group of the sinks for a moment
+/// makes all of them rebalance twice, and stores nothing of it.
+fn stores(config: &Config, purpose: Purpose) -> bool {
+    config.process.roles.sink && (purpose == Purpose::Serve || config.redpanda.brokers.is_empty())
+}
+
 /// Registers what is started behind the ports, before they are open: `/health` is not "up" while a part is still to come.
-fn announce(common: &Common) {
+fn announce(common: &Common, sink: bool) {
     let config = &common.config;
     let relay = config.process.roles.api && !config.redpanda.brokers.is_empty();
-    let sink = config.process.roles.sink;
     let names = [("clickhouse", sink), ("erasures", sink), ("dead_letters", sink), ("sink", sink), ("relay", relay)];
     for (name, _) in names.iter().filter(|(_, runs)| *runs) {
         drop(common.health.component(name));
@@ -235,7 +241,7 @@ struct Back {
 }
 
 impl Back {
-    fn start(common: &Common, log: Option<OpenLog>) -> Self {
+    fn start(common: &Common, log: Option<OpenLog>, stores: bool) -> Self {
         let (relay_stop, storage_stop, failed) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let brokers = !common.config.redpanda.brokers.is_empty();
@@ -256,7 +262,7 @@ impl Back {
                 give_up("relay", &metrics, &failed, result)
             })
         });
-        let storage = common.config.process.roles.sink.then(|| {
+        let storage = stores.then(|| {
             let (common, stop, failed) = (common.clone(), storage_stop.clone(), failed.clone());
             tokio::spawn(async move {
                 let result = storage::run(&common, for_sink, stop).await;

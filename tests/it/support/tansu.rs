@@ -13,6 +13,10 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A running broker; it is killed when this is dropped.
+///
+/// Tansu 0.6.0 keeps a member as the leader of a group that is forming also when that member has left it, and then lets nobody in
+/// for good. So nobody may leave a group in a clean stop before it has formed, which takes a few seconds: wait until its sink has
+/// stored something.
 pub struct Tansu {
     child: Child,
     listen: SocketAddr,

@@ -24,8 +24,8 @@ pub fn markdown(document: &Document) -> String {
          and fsync. The log syncs before every acknowledgement. At the end of every point each acknowledged event was looked \
          for in ClickHouse, in the table and in the sums of the views (for the deepest logs: the ledger balances and counts in log \
          and tables what was acknowledged). Events are about 330 bytes of JSON unless a curve says otherwise, of 50 tenants, over \
-         64 connections, in batches of 100 (tenants and connections: of 10). A curve is called flat when its most is within a quarter of its \
-         least.\n\n![What an event costs](growth.svg)\n\n## Curves\n",
+         64 connections, in batches of 100 (tenants and connections: of 10). A curve is called flat when its most is \
+         within a quarter of its least.\n\n![What an event costs](growth.svg)\n\n## Curves\n",
     );
     for (key, curve) in &document.curves {
         let of = |name: &str| curve.measured.get(name).map_or("?", String::as_str);

@@ -352,13 +352,7 @@ async fn offsets_that_are_refused_again_and_again_are_outlived() {
     for _ in 0..20 {
         cluster.request_errors(RDKafkaApiKey::Fetch, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE; 4]);
         log.append(4, 20, 50).await;
-        while stored.len() < log.events.len() {
-            let range = reading.next().await;
-            for row in rows(&range) {
-                assert!(stored.insert(row.event), "{} came twice", row.event);
-            }
-            reading.source.commit(&range).await.unwrap();
-        }
+        reading.store_rest(&log.events, &mut stored, false).await;
     }
     assert_eq!(stored, log.events);
     assert_eq!(reading.metrics.source_gap_offsets.get(), 0);
@@ -387,13 +381,7 @@ async fn a_sink_that_stands_still_keeps_its_partitions_and_a_bounded_memory() {
     assert!(!first.revoked.is_cancelled());
     let mut stored: BTreeSet<_> = rows(&first).into_iter().map(|row| row.event).collect();
     reading.source.commit(&first).await.unwrap();
-    while stored.len() < log.events.len() {
-        let range = reading.next().await;
-        for row in rows(&range) {
-            assert!(stored.insert(row.event), "{} came twice", row.event);
-        }
-        reading.source.commit(&range).await.unwrap();
-    }
+    reading.store_rest(&log.events, &mut stored, false).await;
     assert_eq!(stored, log.events);
     reading.source.close().await;
     relay.stop().await;

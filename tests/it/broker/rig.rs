@@ -211,9 +211,18 @@ impl Reading {
 
     /// Takes and commits ranges until every event of `expected` was in one. Fails when one came twice, unless `repeats`.
     pub async fn store(&mut self, expected: &BTreeSet<EventId>, repeats: bool) -> Vec<Range> {
-        let mut stored = BTreeSet::new();
+        self.store_rest(expected, &mut BTreeSet::new(), repeats).await
+    }
+
+    /// The same when some of them are `stored`, to which the others are added.
+    pub async fn store_rest(
+        &mut self,
+        expected: &BTreeSet<EventId>,
+        stored: &mut BTreeSet<EventId>,
+        repeats: bool,
+    ) -> Vec<Range> {
         let mut ranges = Vec::new();
-        while !expected.is_subset(&stored) {
+        while !expected.is_subset(stored) {
             let range = self.next().await;
             for row in rows(&range) {
                 assert!(stored.insert(row.event) || repeats, "{} came twice, in {}", row.event, range.id);
